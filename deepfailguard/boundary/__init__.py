@@ -1,0 +1,1 @@
+"""Rank 3: how small a change of an input flips a version's answer."""

@@ -1,0 +1,1 @@
+"""Rank 3: from labels and failure probabilities to one answer."""

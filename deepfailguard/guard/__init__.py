@@ -1,0 +1,1 @@
+"""Rank 4: the object that answers: versions, predictor and decision."""

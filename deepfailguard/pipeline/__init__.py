@@ -1,0 +1,1 @@
+"""Rank 5: the arrows between the parts, as functions."""

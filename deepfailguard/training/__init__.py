@@ -1,0 +1,1 @@
+"""Rank 3: the training loop, its losses and its checkpoints."""

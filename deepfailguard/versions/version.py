@@ -1,0 +1,85 @@
+"""One trained model with its identity."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from deepfailguard.errors import WrongOutputError
+from deepfailguard.identity import weights_fingerprint
+from deepfailguard.types import Bounds
+from deepfailguard.versions.card import IdentityCard
+
+__all__ = ["Version", "check_logits", "device_of", "evaluating"]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One trained model with its identity.
+
+    Attributes:
+        name: name for people, unique in an ensemble.
+        model: from images (B, C, H, W) inside `bounds` to logits (B, classes).
+        classes: K.
+        bounds: range of the input values.
+        fingerprint: hash of the model's weights.
+        card: what it was made of; None for a model that deepfailguard did not train.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    classes: int
+    bounds: Bounds
+    fingerprint: str
+    card: IdentityCard | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str, classes: int, bounds: Bounds | None = None) -> "Version":
+        """A version from anybody's trained model."""
+        return cls(name, model, classes, bounds or Bounds(), weights_fingerprint(model))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Finite logits (B, classes) of images on any device; the model runs where its weights are.
+
+        Raises:
+            WrongOutputError: the model returned something else.
+        """
+        with evaluating(self.model):
+            output = self.model(images.to(device_of(self.model)))
+        return check_logits(output, len(images), self.classes, self.name)
+
+
+def check_logits(output: object, batch: int, classes: int, name: str) -> Tensor:
+    """Return the output if it is finite logits (batch, classes), else say what it is."""
+    if not isinstance(output, Tensor):
+        raise WrongOutputError(f"version {name!r} returned a {type(output).__name__}, expected a tensor of logits")
+    if output.shape != (batch, classes):
+        raise WrongOutputError(
+            f"version {name!r} returned shape {tuple(output.shape)}, expected ({batch}, {classes}); "
+            f"was it built for another number of classes?"
+        )
+    if not output.is_floating_point() or not torch.isfinite(output).all():
+        raise WrongOutputError(f"version {name!r} returned logits that are NaN or infinite (dtype {output.dtype})")
+    return output
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is; the CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Put a model in evaluation mode and leave every submodule in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
