@@ -37,7 +37,8 @@ class ImageSet:
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise DataFormatError(
-                f"labels must be an int64 tensor ({len(self.images)},), got {self.labels.dtype} {tuple(self.labels.shape)}"
+                f"labels must be an int64 tensor ({len(self.images)},), "
+                f"got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
 
     def __len__(self) -> int:

@@ -1,0 +1,21 @@
+"""Markers come from the path; every test starts from the same seed on one thread."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+KINDS = ("unit", "contract", "property", "chaos", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for kind in KINDS:
+            if kind in Path(item.path).parts:
+                item.add_marker(getattr(pytest.mark, kind))
+
+
+@pytest.fixture(autouse=True)
+def reproducible() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
