@@ -10,6 +10,7 @@
     ├── VersionError
     │   ├── VersionNotFoundError (LookupError)      no such version in the pool
     │   ├── AmbiguousVersionError (LookupError)     several versions bear the name
+    │   ├── TrainingDivergedError (ArithmeticError) the loss is no longer finite
     │   └── WrongOutputError (ValueError)           not finite logits of shape (B, classes)
     ├── FaultError
     │   ├── EmptyReceiptError (ValueError)          a fault that changed nothing
@@ -37,6 +38,7 @@ __all__ = [
     "NotFittedError",
     "SplitOverlapError",
     "StoreError",
+    "TrainingDivergedError",
     "VersionError",
     "VersionNotFoundError",
     "WrongOutputError",
@@ -81,6 +83,10 @@ class VersionNotFoundError(VersionError, LookupError):
 
 class AmbiguousVersionError(VersionError, LookupError):
     """Several versions of the pool bear the name that was asked for."""
+
+
+class TrainingDivergedError(VersionError, ArithmeticError):
+    """A training's loss is no longer finite."""
 
 
 class WrongOutputError(VersionError, ValueError):

@@ -65,6 +65,15 @@ class Distances:
     def __getitem__(self, index: Any) -> "Distances":
         return Distances(self.labels[index], self.size[index], self.found[index])
 
+    @classmethod
+    def concatenate(cls, parts: "list[Distances]") -> "Distances":
+        """Several batches as one."""
+        return cls(
+            labels=torch.cat([part.labels for part in parts]),
+            size=torch.cat([part.size for part in parts]),
+            found=torch.cat([part.found for part in parts]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

@@ -1,6 +1,6 @@
 """The protocol of everything that tells how probably a version is wrong."""
 
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -13,7 +13,12 @@ class FailurePredictor(Protocol):
     """Learns on calibration data how evidence and wrong answers go together.
 
     `fit` learns into attributes that end in ``_``; `state` and `with_state` carry them to disk and back.
+
+    Attributes:
+        needs_distances: whether evidence must hold boundary distances; the costly searches are left out if not.
     """
+
+    needs_distances: ClassVar[bool]
 
     def fit(self, evidence: Evidence, correct: Tensor) -> Self:
         """Learn from calibration evidence and whether each answer was right, (B, N) bool."""

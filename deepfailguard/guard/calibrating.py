@@ -1,0 +1,86 @@
+"""Gathering calibration evidence, and checking that the calibration data can teach something."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.cache import CachedDistance
+from deepfailguard.errors import DataFormatError, WrongOutputError
+from deepfailguard.guard.asking import ask
+from deepfailguard.guard.saved import GuardCard
+from deepfailguard.progress import track
+from deepfailguard.types import Bounds, Distances, Evidence
+from deepfailguard.versions.version import Version
+
+__all__ = ["check_inside", "check_labels", "estimator_for", "gather", "make_card", "piece_size"]
+
+_PIECE = 256
+
+
+def piece_size(distance: DistanceEstimator | None) -> int:
+    """How many inputs to ask at once: the estimator's own batch, so that live and cached run the same batches."""
+    return int(getattr(distance, "batch_size", _PIECE))
+
+
+def estimator_for(version: Version, distance: DistanceEstimator | None, cache: Path | None) -> DistanceEstimator | None:
+    """The estimator that a version is asked with: cached if there is a cache."""
+    if distance is None or cache is None:
+        return distance
+    return CachedDistance(distance, cache, version.fingerprint)
+
+
+def gather(versions: Sequence[Version], estimators: Sequence[DistanceEstimator | None], images: Tensor) -> Evidence:
+    """Evidence of all versions on calibration images, with progress.
+
+    Raises:
+        WrongOutputError: a version fails on an image; a guard must not be fitted on half of its evidence.
+    """
+    pairs = zip(versions, estimators, strict=True)
+    return Evidence.stack([_ask_all(version, estimator, images) for version, estimator in pairs])
+
+
+def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Distances:
+    pieces = images.split(piece_size(estimator))
+    answered = []
+    for piece in track(pieces, len(pieces), f"asking {version.name}"):
+        answers = ask(version, estimator, piece)
+        if not answers.health.healthy:
+            raise WrongOutputError(
+                f"version {version.name!r} fails on calibration data: {answers.health.problem}; "
+                "repair it or leave it out"
+            )
+        answered.append(answers.distances)
+    return Distances.concatenate(answered)
+
+
+def make_card(versions: Sequence[Version], classes: tuple[str, ...], bounds: Bounds, correct: Tensor) -> GuardCard:
+    """The card of a guard that is fitted on evidence of which `correct` (B, N) tells what was right."""
+    return GuardCard(
+        classes=classes,
+        bounds=bounds,
+        names=tuple(version.name for version in versions),
+        fingerprints=tuple(version.fingerprint for version in versions),
+        cards=tuple(version.card for version in versions),
+        calibration_accuracy=tuple(correct.double().mean(0).tolist()),
+        calibration_size=len(correct),
+    )
+
+
+def check_inside(images: Tensor, bounds: Bounds) -> None:
+    """Refuse calibration images that are not finite or not in the bounds."""
+    outside = bounds.outside(images)
+    if outside.any():
+        raise DataFormatError(
+            f"{int(outside.sum())} of {len(images)} calibration images (the first is number "
+            f"{int(outside.nonzero()[0])}) have values that are NaN or outside [{bounds.low}, {bounds.high}]; "
+            "scale them or pass bounds=Bounds(low, high)"
+        )
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels for which no version has an output."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise DataFormatError(f"calibration labels span {low}..{high}, but the versions answer for {classes} classes")

@@ -1,0 +1,74 @@
+"""Making versions of whatever models a user brings, and checking that they fit together."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deepfailguard.errors import ConfigurationError, WrongOutputError
+from deepfailguard.types import Bounds
+from deepfailguard.versions.version import Version, device_of, evaluating
+
+__all__ = ["Models", "enrol"]
+
+Models = Sequence[Version] | Sequence[nn.Module] | Mapping[str, nn.Module]
+
+
+def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) -> list[Version]:
+    """Return the models as versions that answer for the same number of classes.
+
+    Args:
+        models: versions, or modules, or modules by name.
+        example: (1, C, H, W), an input to try each on.
+        classes: K; None to take it from the first model's output.
+        bounds: range of the input values.
+
+    Raises:
+        ConfigurationError: no models, or two of the same name.
+        WrongOutputError: a model returns something else than logits (1, K).
+    """
+    named = _named(models)
+    if not named:
+        raise ConfigurationError("a guard needs at least one version, got none")
+    versions = []
+    for name, model in named.items():
+        width = _output_width(name, model if isinstance(model, nn.Module) else model.model, example)
+        classes = width if classes is None else classes
+        if width != classes:
+            raise WrongOutputError(
+                f"version {name!r} answers for {width} classes, but {classes} are expected; "
+                "leave it out or give it an output layer for the same classes in the same order"
+            )
+        versions.append(model if isinstance(model, Version) else Version.of(model, name, classes, bounds))
+    return versions
+
+
+def _named(models: Models) -> dict[str, Version | nn.Module]:
+    if isinstance(models, Mapping):
+        return dict(models)
+    names = [model.name if isinstance(model, Version) else _module_name(model, i) for i, model in enumerate(models)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigurationError(f"versions need different names, several are called {', '.join(sorted(twice))}")
+    return dict(zip(names, models, strict=True))
+
+
+def _module_name(model: object, position: int) -> str:
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"expected a torch module as version {position}, got a {type(model).__name__}")
+    return f"{type(model).__name__}-{position}"
+
+
+@torch.no_grad()
+def _output_width(name: str, model: nn.Module, example: Tensor) -> int:
+    try:
+        with evaluating(model):
+            output = model(example.to(device_of(model)))
+    except Exception as error:
+        raise WrongOutputError(
+            f"version {name!r} cannot take an input of shape {tuple(example.shape)}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise WrongOutputError(f"version {name!r} returned {came}, expected logits of shape (1, classes)")
+    return int(output.shape[1])

@@ -1,0 +1,189 @@
+"""`GuardedPredictor`: several versions that answer as one, and know when not to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.deepfool import FoolboxDeepFool
+from deepfailguard.data.base import ImageSet
+from deepfailguard.decision.base import DecisionRule
+from deepfailguard.decision.rules import highest_posterior
+from deepfailguard.errors import DataFormatError
+from deepfailguard.guard.asking import Answers, ask
+from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, gather, make_card
+from deepfailguard.guard.classifier import Classifier
+from deepfailguard.guard.enrolling import Models, enrol
+from deepfailguard.guard.judging import judge
+from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
+from deepfailguard.guard.verdict import Verdict
+from deepfailguard.predictor.base import FailurePredictor
+from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.types import NO_ANSWER, Bounds, Evidence
+from deepfailguard.versions.pool import TRUSTED_PACKAGES
+from deepfailguard.versions.version import Version
+
+__all__ = ["GuardedPredictor"]
+
+
+class GuardedPredictor(nn.Module):
+    """Several versions that answer as one, weighed for each input by how probably each is wrong.
+
+    Made by `fit` or `load`. It is a module: ``guard.to("cuda")`` moves every version.
+
+    Example:
+        guard = GuardedPredictor.fit([model_a, model_b, model_c], (images, labels))
+        verdict = guard(new_images)
+        verdict.labels, verdict.failure_probability, verdict.abstained
+        print(verdict.explain(0))
+    """
+
+    def __init__(self, versions: Sequence[Version], saved: SavedGuard, cache: Path | None = None) -> None:
+        super().__init__()
+        self.versions = tuple(versions)
+        self.models = nn.ModuleList([version.model for version in versions])
+        self.saved = saved
+        self.cache = cache
+        self._estimators = [estimator_for(version, saved.distance, cache) for version in versions]
+
+    @classmethod
+    def fit(
+        cls,
+        versions: Models,
+        calibration: ImageSet | tuple[Tensor, Tensor],
+        *,
+        predictor: FailurePredictor | None = None,
+        decision: DecisionRule = highest_posterior,
+        distance: DistanceEstimator | None = None,
+        classes: Sequence[str] | None = None,
+        bounds: Bounds | None = None,
+        cache: Path | None = None,
+    ) -> Self:
+        """Learn on calibration data when each version is wrong.
+
+        Args:
+            versions: trained models (or a dict of them by name, or `Version` objects) from images inside the
+                bounds to logits; each stays as it is and where it is.
+            calibration: images (B, C, H, W) float32 with labels (B,) int64 that no version was trained on.
+            predictor: learns failure probabilities; the paper's `KdePredictor` if None.
+            decision: from failure probabilities to one answer.
+            distance: tells boundary distances; foolbox's DeepFool if None.
+            classes: K class names; "0".."K-1" if None.
+            bounds: range of the input values; [0, 1] if None.
+            cache: folder that keeps distances, so that fitting again (or going on after a kill) is cheap.
+
+        Raises:
+            DataFormatError: calibration data are not finite, out of bounds, or labelled outside the classes.
+            WrongOutputError: a version fails on calibration data or answers for another number of classes.
+        """
+        data = calibration if isinstance(calibration, ImageSet) else ImageSet(*calibration)
+        bounds = bounds or Bounds()
+        check_inside(data.images, bounds)
+        enrolled = enrol(versions, data.images[:1], None if classes is None else len(classes), bounds)
+        names = tuple(classes) if classes is not None else tuple(map(str, range(enrolled[0].classes)))
+        check_labels(data.labels, len(names))
+        predictor = predictor if predictor is not None else KdePredictor()
+        if distance is None and predictor.needs_distances:
+            distance = FoolboxDeepFool(low=bounds.low, high=bounds.high)
+        estimators = [estimator_for(version, distance, cache) for version in enrolled]
+        evidence = gather(enrolled, estimators, data.images)
+        correct = evidence.labels == data.labels[:, None]
+        card = make_card(enrolled, names, bounds, correct)
+        return cls(enrolled, SavedGuard(card, predictor.fit(evidence, correct), decision, distance), cache)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Verdict:
+        """Answer a batch.
+
+        A version that fails is left out and named in ``verdict.health``; an input that is not finite or out of
+        bounds is left unanswered and named in ``verdict.problems``. Neither touches the other answers.
+
+        Args:
+            images: (B, C, H, W) on any device, B >= 0.
+        """
+        if images.ndim != 4:
+            raise DataFormatError(
+                f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension"
+            )
+        outside = self.saved.card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
+        good = (~outside).nonzero().flatten().cpu()
+        asked = images[good.to(images.device)]
+        answers = [ask(v, e, asked) for v, e in zip(self.versions, self._estimators, strict=True)]
+        return self._verdict(answers, good, len(images))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels (B,) int64; -1 where the guard abstains."""
+        verdict: Verdict = self(images)
+        return torch.where(verdict.abstained, NO_ANSWER, verdict.labels)
+
+    def predict_proba(self, images: Tensor) -> Tensor:
+        """Class probabilities (B, K): the versions' softmax outputs, weighted by the decision."""
+        verdict: Verdict = self(images)
+        return verdict.probabilities
+
+    def as_classifier(self) -> Classifier:
+        """A module from images to log-probabilities (B, K), for code that expects an ordinary classifier."""
+        return Classifier(self)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the guard with its versions' weights as one folder."""
+        save_guard(Path(folder), self.saved, list(self.models))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        models: Sequence[nn.Module] | None = None,
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+        trusted: Sequence[str] = TRUSTED_PACKAGES,
+    ) -> Self:
+        """Read what `save` wrote, and verify every file.
+
+        Args:
+            folder: of the guard.
+            models: modules of the versions' architectures in their order, for versions that deepfailguard did
+                not train; their weights are overwritten by those of the folder.
+            device: where the versions shall run.
+            cache: folder of cached distances.
+            trusted: packages whose classes the folder may name.
+        """
+        saved = load_guard(Path(folder), trusted)
+        guard = cls(load_versions(Path(folder), saved.card, trusted, models), saved, cache)
+        return guard.to(device)
+
+    def _verdict(self, answers: list[Answers], good: Tensor, batch: int) -> Verdict:
+        evidence = Evidence.stack([answer.distances for answer in answers])
+        judgement = judge(evidence, self.saved.predictor, self.saved.decision)
+        decision = judgement.decision
+        softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
+        probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
+        positions = set(good.tolist())
+        low, high = self.saved.card.bounds.low, self.saved.card.bounds.high
+        problem = f"it has values that are NaN or outside [{low}, {high}]"
+        return Verdict(
+            labels=_spread(decision.labels, good, batch, NO_ANSWER),
+            failure_probability=_spread(decision.failure_probability, good, batch, 1.0),
+            abstained=_spread(decision.abstained, good, batch, True),
+            weights=_spread(decision.weights, good, batch, 0.0),
+            probabilities=_spread(probabilities, good, batch, 0.0),
+            version_labels=_spread(evidence.labels, good, batch, NO_ANSWER),
+            version_failure_probability=_spread(judgement.failure_probability, good, batch, 1.0),
+            distance=_spread(evidence.distance, good, batch, 0.0),
+            found=_spread(evidence.found, good, batch, False),
+            health=tuple(answer.health for answer in answers),
+            problems={i: problem for i in range(batch) if i not in positions},
+            classes=self.saved.card.classes,
+        )
+
+
+def _spread(values: Tensor, positions: Tensor, batch: int, otherwise: float) -> Tensor:
+    """Put the values of the judged inputs in their places among all inputs of the batch."""
+    if len(positions) == batch:
+        return values
+    whole = torch.full((batch, *values.shape[1:]), otherwise, dtype=values.dtype)
+    whole[positions] = values.cpu()
+    return whole

@@ -1,0 +1,118 @@
+"""What a guard answers for a batch, and why, in words."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepfailguard.types import NO_ANSWER
+
+__all__ = ["Verdict", "VersionHealth"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionHealth:
+    """How one version did in one batch.
+
+    Attributes:
+        name: the version's name.
+        answered: how many inputs it answered.
+        asked: how many inputs it was asked.
+        problem: what went wrong, empty if nothing did.
+    """
+
+    name: str
+    answered: int
+    asked: int
+    problem: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it answered every input."""
+        return self.answered == self.asked
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The guard's answers for a batch of B inputs by N versions over K classes.
+
+    Attributes:
+        labels: (B,) int64 in [-1, K); -1 where no version could answer.
+        failure_probability: (B,) float64 in [0, 1] that the answer is wrong.
+        abstained: (B,) bool, whether the guard declines to answer for its label.
+        weights: (B, N) float64, what each version contributed.
+        probabilities: (B, K) float64, the weighted mean of the versions' softmax outputs; rows sum to 1
+            (to 0 where no version answered).
+        version_labels: (B, N) int64, each version's answer, -1 for none.
+        version_failure_probability: (B, N) float64 in [0, 1].
+        distance: (B, N) float32, boundary distances.
+        found: (B, N) bool, whether the distance's search crossed the boundary.
+        health: how each version did.
+        problems: what is wrong with an input, by its position in the batch.
+        classes: K class names.
+    """
+
+    labels: Tensor
+    failure_probability: Tensor
+    abstained: Tensor
+    weights: Tensor
+    probabilities: Tensor
+    version_labels: Tensor
+    version_failure_probability: Tensor
+    distance: Tensor
+    found: Tensor
+    health: tuple[VersionHealth, ...]
+    problems: dict[int, str]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether any version failed on any input that it was asked."""
+        return not all(health.healthy for health in self.health)
+
+    def class_name(self, label: int) -> str:
+        """A label's name; "no answer" for -1."""
+        return "no answer" if label == NO_ANSWER else self.classes[label]
+
+    def explain(self, position: int) -> str:
+        """The answer to one input in words: what, how sure, and what each version said and why it counted."""
+        lines = [self._headline(position)]
+        order = torch.argsort(self.weights[position], descending=True, stable=True).tolist()
+        return "\n".join(lines + [self._version_line(position, version) for version in order])
+
+    def _headline(self, position: int) -> str:
+        if position in self.problems:
+            return f"Input {position} was not judged: {self.problems[position]}."
+        label = int(self.labels[position])
+        if label == NO_ANSWER:
+            return f"Input {position}: no version answered, so the guard abstains."
+        answer = f"{self.class_name(label)!r}, wrong with probability {float(self.failure_probability[position]):.1%}"
+        agree = int((self.version_labels[position] == label).sum())
+        asked = self.version_labels.shape[1]
+        start = (
+            f"Input {position}: the guard abstains; its best guess is"
+            if self.abstained[position]
+            else (f"Input {position}: the answer is")
+        )
+        return f"{start} {answer}. {agree} of {asked} versions gave it."
+
+    def _version_line(self, position: int, version: int) -> str:
+        health, label = self.health[version], int(self.version_labels[position, version])
+        if label == NO_ANSWER:
+            reason = health.problem or self.problems.get(position, "it was not asked")
+            return f"  - {health.name} gave no answer: {reason}"
+        distance = float(self.distance[position, version])
+        nearest = (
+            f"a change of {distance:.3g} flips it"
+            if self.found[position, version]
+            else "no change was found to flip it"
+        )
+        return (
+            f"  - {health.name} said {self.class_name(label)!r} "
+            f"with weight {float(self.weights[position, version]):.2f}: "
+            f"{nearest}; such an answer of this version is wrong with probability "
+            f"{float(self.version_failure_probability[position, version]):.1%}"
+        )
