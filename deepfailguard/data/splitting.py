@@ -2,11 +2,11 @@
 
 import torch
 
-from deepfailguard.data.base import ImageSet
+from deepfailguard.data.base import ImageSet, Splits
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.seeding import generator
 
-__all__ = ["CALIBRATION_SHARE", "SPLIT_SEED", "take_first", "train_and_calibration"]
+__all__ = ["CALIBRATION_SHARE", "SPLIT_SEED", "shorten", "take_first", "train_and_calibration"]
 
 CALIBRATION_SHARE = 0.2
 SPLIT_SEED = 42
@@ -28,3 +28,10 @@ def train_and_calibration(
 def take_first(images: ImageSet, limit: int | None) -> ImageSet:
     """At most the first `limit` images (all of them for None): for quick tries on a part of a data set."""
     return images if limit is None else images.take(slice(0, limit))
+
+
+def shorten(splits: Splits, calibration: int | None = None, test: int | None = None) -> Splits:
+    """The splits with at most so many calibration and test images; the train part stays whole."""
+    return splits.with_parts(
+        calibration=take_first(splits.calibration, calibration), test=take_first(splits.test, test)
+    )

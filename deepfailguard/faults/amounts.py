@@ -11,6 +11,7 @@ from deepfailguard.errors import ConfigurationError, FaultNotApplicableError
 __all__ = [
     "check_amount",
     "check_choice",
+    "check_count",
     "check_positive",
     "check_share",
     "draw_distinct",
@@ -40,8 +41,14 @@ def check_choice(setting: str, value: str, choices: Any) -> None:
 def check_amount(fault: str, rate: float, count: int | None) -> None:
     """Refuse a rate outside (0, 1] and a count that is not a whole number above 0."""
     check_share(f"{fault}.rate", rate)
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise ConfigurationError(f"{fault}.count must be a whole number of at least 1 or None, got {count!r}")
+    if count is not None:
+        check_count(f"{fault}.count", count)
+
+
+def check_count(setting: str, value: object) -> None:
+    """Refuse a setting that is not a whole number above 0; a configuration file may hold anything."""
+    if not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{setting} must be a whole number of at least 1, got {value!r}")
 
 
 def how_many(rate: float, count: int | None, population: int, what: str) -> int:

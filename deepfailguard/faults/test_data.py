@@ -31,7 +31,7 @@ class NoisyInputs:
             else all have sigma.
     """
 
-    sigma: float = 0.5
+    sigma: float = 0.3
     varied: bool = True
 
     name: ClassVar[str] = "noisy_inputs"
@@ -83,19 +83,17 @@ class ReplacedTestSet:
         return changed, receipt
 
 
+@dataclass(frozen=True, slots=True)
 class NaturalShiftV4(ReplacedTestSet):
     """The paper's fault 11: CIFAR-10.1 version 4 as the test part (Recht et al., 2018)."""
-
-    __slots__ = ()
 
     name: ClassVar[str] = "natural_shift_v4"
     number: ClassVar[int | None] = 11
 
 
+@dataclass(frozen=True, slots=True)
 class NaturalShiftV6(ReplacedTestSet):
     """The paper's fault 12: CIFAR-10.1 version 6 as the test part (Recht et al., 2018)."""
-
-    __slots__ = ()
 
     name: ClassVar[str] = "natural_shift_v6"
     number: ClassVar[int | None] = 12

@@ -55,9 +55,10 @@ class MisscaledInputs:
         changes: list[Change] = []
         for part in self.parts:
             before: ImageSet = getattr(target, part)
-            low = target.bounds.low
+            # Written as a difference, so that the factor 1 leaves every bit as it is.
+            images = before.images - (1 - self.factor) * (before.images - target.bounds.low)
             # Rounding may step over an end of the bounds by one unit in the last place.
-            images = (low + (before.images - low) * self.factor).clamp(low, target.bounds.high)
+            images = images.clamp(target.bounds.low, target.bounds.high)
             scaled[part] = ImageSet(images, before.labels)
             changes.append(pixel_change(part, before.images, images))
         return target.with_parts(**scaled), receipt_of(self, seed, changes)

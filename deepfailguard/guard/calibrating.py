@@ -69,7 +69,11 @@ def make_card(versions: Sequence[Version], classes: tuple[str, ...], bounds: Bou
 
 
 def check_inside(images: Tensor, bounds: Bounds) -> None:
-    """Refuse calibration images that are not finite or not in the bounds."""
+    """Refuse calibration images that are none, not finite or not in the bounds."""
+    if len(images) == 0:
+        raise DataFormatError(
+            "calibration data are empty; a guard needs labelled images that no version was trained on"
+        )
     outside = bounds.outside(images)
     if outside.any():
         raise DataFormatError(

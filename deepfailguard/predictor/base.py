@@ -16,9 +16,12 @@ class FailurePredictor(Protocol):
 
     Attributes:
         needs_distances: whether evidence must hold boundary distances; the costly searches are left out if not.
+        judges_alone: whether a version's failure probability depends on its own evidence only, so that
+            fitting on many versions and selecting columns equals fitting on the selected ones.
     """
 
     needs_distances: ClassVar[bool]
+    judges_alone: ClassVar[bool]
 
     def fit(self, evidence: Evidence, correct: Tensor) -> Self:
         """Learn from calibration evidence and whether each answer was right, (B, N) bool."""

@@ -80,6 +80,18 @@ class Pool:
         cards = self.cards(dataset)
         return [self._pick(name, cards, dataset) for name in names]
 
+    def choose(self, names: Sequence[str] | None, dataset: str) -> list[IdentityCard]:
+        """The versions of these names, or all of the data set for None; there must be one at least."""
+        if names is not None:
+            return self.select(names, dataset)
+        cards = self.cards(dataset)
+        if not cards:
+            raise VersionNotFoundError(
+                f"the pool {self.folder} has no versions for data set {dataset!r}; "
+                "train some with scripts/train_model.py"
+            )
+        return cards
+
     def remove(self, card: IdentityCard) -> None:
         """Delete a version's folder."""
         shutil.rmtree(self._folder(card))

@@ -1,0 +1,140 @@
+"""The reference boundary distance: L2 DeepFool as foolbox implements it.
+
+DeepFool linearises the model at the current point, steps to the nearest linearised boundary, and repeats
+until the answer flips: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool
+deep neural networks", CVPR 2016. For an affine model the size is (exact distance + 1e-4) * (1 + overshoot).
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from deepfailguard.boundary.searching import check_inputs, searching
+from deepfailguard.errors import ConfigurationError, WrongOutputError
+from deepfailguard.types import NO_ANSWER, Bounds, Distances
+from deepfailguard.versions.version import device_of
+
+__all__ = ["FoolboxDeepFool"]
+
+
+@dataclass(frozen=True, slots=True)
+class FoolboxDeepFool:
+    """L2 DeepFool.
+
+    Attributes:
+        steps: at most this many linearisations per image (>= 1).
+        candidates: how many of the likeliest classes are tried, capped at the class count (>= 2).
+        overshoot: how far beyond the boundary a step goes, as a share of the step (>= 0).
+        batch_size: images per chunk; another size changes results by rounding only.
+        low: smallest value of an input.
+        high: largest value of an input.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> FoolboxDeepFool(steps=20)(model, torch.full((2, 1, 2, 2), 0.5)).size.shape
+        torch.Size([2])
+    """
+
+    steps: int = 50
+    candidates: int = 10
+    overshoot: float = 0.02
+    batch_size: int = 256
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("candidates", 2), ("overshoot", 0), ("batch_size", 1)):
+            if not getattr(self, name) >= least:
+                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        Bounds(self.low, self.high)  # raises if they do not fit
+
+    @property
+    def bounds(self) -> Bounds:
+        """The range of input values that the search stays in."""
+        return Bounds(self.low, self.high)
+
+    def with_bounds(self, bounds: Bounds) -> Self:
+        """A copy for a data set with these bounds."""
+        return replace(self, low=bounds.low, high=bounds.high)
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Distances:
+        """Distances of inputs (B, ...) on any device; the model runs where its weights are.
+
+        Where the model's logits are not finite the label is -1 and `found` is False.
+
+        Raises:
+            DataFormatError: an input is not finite or not in the bounds.
+            WrongOutputError: the model does not return logits (B, K).
+        """
+        check_inputs(x, self.bounds)
+        device = device_of(model)
+        parts = [_nothing(torch.empty(0, dtype=torch.int64))]
+        with searching(model), _foolbox_silent():
+            for chunk in x.split(self.batch_size) if len(x) else ():
+                parts.append(self._search(model, chunk.detach().to(device).clone()))
+        return Distances.concatenate(parts)
+
+    def _search(self, model: nn.Module, x: Tensor) -> Distances:
+        logits = _logits(model, x)
+        answers = logits.argmax(1)
+        answered = logits.isfinite().all(1)
+        labels = torch.where(answered, answers, NO_ANSWER).cpu()
+        if logits.shape[1] < 2:
+            return _nothing(labels)
+        moved = self._attack(model, x, answers)
+        # foolbox does not look at the point after its last step, and does not tell success: ask the model.
+        after = _logits(model, moved)
+        size = (moved - x).flatten(1).float().norm(dim=1).cpu()
+        found = (answered & after.isfinite().all(1) & (after.argmax(1) != answers)).cpu() & size.isfinite()
+        return Distances(labels, size.nan_to_num(0.0, 0.0, 0.0), found)
+
+    def _attack(self, model: nn.Module, x: Tensor, answers: Tensor) -> Tensor:
+        from foolbox.attacks.deepfool import L2DeepFoolAttack  # half a second: only who searches shall pay
+        from foolbox.models.pytorch import PyTorchModel
+
+        attack = L2DeepFoolAttack(steps=self.steps, candidates=self.candidates, overshoot=self.overshoot)
+        moved: Tensor = attack.run(PyTorchModel(model, self._bounds_in(x.dtype), device=x.device), x, answers)
+        return moved.detach()
+
+    def _bounds_in(self, dtype: torch.dtype) -> tuple[float, float]:
+        # foolbox compares in double precision: a float32 image at a bound like 0.1 would lie above 0.1.
+        low, high = torch.tensor([self.low, self.high], dtype=dtype).tolist()
+        return low, high
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(x)
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(x) or output.shape[1] == 0:
+        came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise WrongOutputError(
+            f"the model returned {came}, expected logits ({len(x)}, classes); wrap it so that it does"
+        )
+    return output
+
+
+def _nothing(labels: Tensor) -> Distances:
+    return Distances(labels, torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.bool))
+
+
+@contextmanager
+def _foolbox_silent() -> Iterator[None]:
+    """Drop foolbox's lines on the root logger; a handler must be there, or `logging.info` would install one."""
+
+    def others(record: logging.LogRecord) -> bool:  # one per call, so that threads do not remove each other's
+        return Path(record.pathname).parts[-3:] != ("foolbox", "attacks", "deepfool.py")
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(others)
+    try:
+        yield
+    finally:
+        root.removeFilter(others)
+        root.removeHandler(handler)

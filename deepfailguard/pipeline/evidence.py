@@ -1,0 +1,90 @@
+"""Evidence of pool versions on the parts of a data set, computed into the cache or read from it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.cache import CachedDistance
+from deepfailguard.data.base import Splits
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.faults.inject import inject_all
+from deepfailguard.types import Distances, Evidence
+from deepfailguard.versions.card import IdentityCard
+from deepfailguard.versions.pool import Pool
+
+__all__ = ["cache_distances", "check_same_data", "read_evidence", "with_test_faults"]
+
+
+def cache_distances(
+    cards: Sequence[IdentityCard],
+    images: Mapping[str, Tensor],
+    estimator: DistanceEstimator,
+    cache: Path,
+    pool: Pool,
+    device: torch.device,
+) -> dict[str, Distances]:
+    """Compute what the cache lacks; what it has is not computed again.
+
+    Args:
+        cards: versions of the pool.
+        images: parts of a data set by name, (B, C, H, W) each.
+        estimator: tells the distances.
+        cache: folder of the cache.
+        pool: where the versions are.
+        device: where they run.
+
+    Returns:
+        The distances by ``VERSION/PART``.
+    """
+    results = {}
+    for card in cards:
+        version = pool.load(card, device)
+        for part, x in images.items():
+            label = f"distances of {card.name} on {part}"
+            with CachedDistance(estimator, cache, card.fingerprint, progress=label) as cached:
+                results[f"{card.name}/{part}"] = cached(version.model, x)
+    return results
+
+
+def read_evidence(fingerprints: Sequence[str], images: Tensor, estimator: DistanceEstimator, cache: Path) -> Evidence:
+    """Evidence of versions on images from the cache alone; no model is needed.
+
+    Raises:
+        CacheMissError: a distance was never computed.
+    """
+    lookups = [CachedDistance(estimator, cache, fingerprint).lookup(images) for fingerprint in fingerprints]
+    return Evidence.stack(lookups)
+
+
+def with_test_faults(splits: Splits, faults: Sequence[Any], seed: int) -> Splits:
+    """The splits with faults in their test part; refuses faults of any other kind."""
+    for fault in faults:
+        if getattr(fault, "acts_on", None) != "test_data":
+            raise ConfigurationError(
+                f"fault {getattr(fault, 'name', fault)!r} does not act on test inputs; "
+                "give it to scripts/train_model.py"
+            )
+    return inject_all(faults, splits, seed).target
+
+
+def check_same_data(cards: Sequence[IdentityCard], splits: Splits) -> None:
+    """Refuse versions that answer other classes or take other inputs than the data set has."""
+    for card in cards:
+        if card.classes != splits.classes:
+            raise ConfigurationError(
+                f"version {card.name} answers for {len(card.classes)} classes {_some(card.classes)}, "
+                f"but data set {splits.name!r} has {len(splits.classes)}: {_some(splits.classes)}"
+            )
+        if card.input_shape != splits.input_shape:
+            raise ConfigurationError(
+                f"version {card.name} takes images of shape {card.input_shape}, "
+                f"but those of data set {splits.name!r} have {splits.input_shape}"
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,60 @@
+"""The whole path in one call: requests, versions, distances, guard, evaluation."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from deepfailguard.evaluation.records import Evaluation
+from deepfailguard.pipeline.evaluating import evaluate_cached
+from deepfailguard.pipeline.evidence import cache_distances
+from deepfailguard.pipeline.guarding import GuardParts, train_guard
+from deepfailguard.pipeline.training import TrainRequest, train_version
+from deepfailguard.training.trainer import Trainer
+from deepfailguard.versions.pool import Pool
+
+__all__ = ["Places", "run_path"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things are kept.
+
+    Attributes:
+        pool: of trained versions.
+        cache: folder of distances.
+        guard: folder of the guard.
+    """
+
+    pool: Pool
+    cache: Path
+    guard: Path
+
+
+def run_path(requests: Sequence[TrainRequest], parts: GuardParts, places: Places, device: torch.device) -> Evaluation:
+    """Train what the pool lacks, cache distances, fit and save the guard, evaluate it on the test part.
+
+    Everything that exists is found again, so a second run takes seconds.
+
+    Args:
+        requests: the ensemble's versions, all of the first request's data set.
+        parts: of the guard.
+        places: where things are kept.
+        device: where to compute.
+    """
+    trainer = Trainer(device)
+    cards = []
+    for request in requests:
+        filed = train_version(request, places.pool, trainer)
+        logger.info("%s", filed.describe())
+        cards.append(filed.card)
+    splits = requests[0].source.load()
+    images = {"calibration": splits.calibration.images, "test": splits.test.images}
+    cache_distances(cards, images, parts.distance, places.cache, places.pool, device)
+    guard = train_guard(cards, splits, parts, places.pool, device, places.cache)
+    guard.save(places.guard)
+    return evaluate_cached(guard.saved, splits, places.cache)

@@ -1,0 +1,27 @@
+"""Compute boundary distances into the cache: `python scripts/cache_distances.py ensemble=all distance=deepfool`."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import parts
+from deepfailguard.pipeline.evidence import cache_distances, check_same_data
+from entry import script
+
+
+@script("cache_distances")
+def main(cfg: DictConfig) -> None:
+    data = parts.splits(cfg)
+    cards = parts.ensemble(cfg, data.name)
+    check_same_data(cards, data)
+    images = {"calibration": data.calibration.images, "test": data.test.images}
+    distance = instantiate(cfg.distance)
+    cached = cache_distances(cards, images, distance, Path(cfg.paths.cache), parts.pool(cfg), parts.device(cfg))
+    for name, distances in cached.items():
+        median = distances.size[distances.found].median()
+        print(f"{name}: {len(distances)} distances, {int(distances.found.sum())} found, median {median:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Evaluate a saved guard by asking it, as a server would: `python scripts/evaluate_live.py name=mine`."""
+
+from pathlib import Path
+
+from deepfailguard.evaluation.report.writing import write_report
+from omegaconf import DictConfig
+
+import parts
+from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.pipeline.evaluating import evaluate_live
+from entry import script
+
+
+@script("evaluate_live")
+def main(cfg: DictConfig) -> None:
+    data = parts.splits(cfg)
+    folder = parts.guard_folder(cfg, data.name)
+    guard = GuardedPredictor.load(folder, device=parts.device(cfg), trusted=list(cfg.trusted))
+    evaluation = evaluate_live(guard, data)
+    print(write_report(evaluation, Path(cfg.paths.reports) / data.name / f"{cfg.name}-live"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""From configuration nodes to the typed objects that the pipeline takes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from deepfailguard.data.base import Splits
+from deepfailguard.data.splitting import shorten
+from deepfailguard.device import resolve_device
+from deepfailguard.pipeline.evidence import with_test_faults
+from deepfailguard.versions.card import IdentityCard
+from deepfailguard.versions.pool import Pool
+
+__all__ = ["device", "ensemble", "faults", "guard_folder", "pool", "splits"]
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The device that the configuration names."""
+    return resolve_device(cfg.device)
+
+
+def pool(cfg: DictConfig) -> Pool:
+    """The pool of trained versions."""
+    return Pool(Path(cfg.paths.pool), list(cfg.trusted))
+
+
+def faults(cfg: DictConfig) -> list[Any]:
+    """The chosen faults in the order in which they were named."""
+    return [instantiate(node, _convert_="all") for node in cfg.get("faults", {}).values()]
+
+
+def splits(cfg: DictConfig, with_faults: bool = True) -> Splits:
+    """The data set, with at most `limit` inputs a part and with the chosen faults in its test part."""
+    whole = shorten(instantiate(cfg.dataset, _convert_="all").load(), cfg.limit.calibration, cfg.limit.test)
+    return with_test_faults(whole, faults(cfg), cfg.seed) if with_faults else whole
+
+
+def ensemble(cfg: DictConfig, dataset: str) -> list[IdentityCard]:
+    """Cards of the versions that the configuration names; of all of the data set if it names none."""
+    return pool(cfg).choose(None if cfg.ensemble.versions is None else list(cfg.ensemble.versions), dataset)
+
+
+def guard_folder(cfg: DictConfig, dataset: str) -> Path:
+    """Where the guard of this name is."""
+    return Path(cfg.paths.guards) / dataset / str(cfg.name)

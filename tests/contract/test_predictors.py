@@ -1,0 +1,166 @@
+"""Every predictor, on evidence as it should be and as it should not."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import ConfigurationError, DataFormatError, NotFittedError
+from deepfailguard.identity import describe, rebuild
+from deepfailguard.predictor.ablations import DistanceOnlyPredictor
+from deepfailguard.predictor.base import FailurePredictor
+from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.predictor.prior import PriorPredictor
+from deepfailguard.seeding import generator
+from deepfailguard.store import load_tensors, save_tensors
+from deepfailguard.types import Evidence
+
+PREDICTORS: dict[str, Any] = {
+    "kde": KdePredictor,
+    "kde_equal": lambda: KdePredictor(prior="equal"),
+    "prior": PriorPredictor,
+    **{form: (lambda form=form: DistanceOnlyPredictor(form)) for form in ("v1", "v2", "v3", "v4")},
+}
+
+
+@pytest.fixture(params=PREDICTORS)
+def predictor(request: pytest.FixtureRequest) -> FailurePredictor:
+    made: FailurePredictor = PREDICTORS[request.param]()
+    return made
+
+
+def _evidence(inputs: int, versions: int, purpose: str = "evidence") -> Evidence:
+    """Evidence with answers and distances that are missing here and there."""
+    random = generator(0, purpose)
+    labels = torch.randint(-1, 4, (inputs, versions), generator=random)
+    distance = torch.rand(inputs, versions, generator=random)
+    return Evidence(labels, distance, torch.rand(inputs, versions, generator=random) < 0.9)
+
+
+def _correct(evidence: Evidence) -> Tensor:
+    return evidence.distance + 0.2 * torch.rand(evidence.distance.shape, generator=generator(0, "noise")) > 0.4
+
+
+def _check_range(predictor: FailurePredictor, evidence: Evidence) -> Tensor:
+    failure = predictor.failure_probability(evidence)
+    assert failure.shape == evidence.labels.shape
+    assert failure.dtype == torch.float64
+    assert ((failure >= 0) & (failure <= 1)).all()
+    assert (failure[~evidence.answered] == 1).all()
+    return failure
+
+
+@pytest.mark.parametrize("versions", [1, 3, 20])
+def test_any_number_of_versions(predictor: FailurePredictor, versions: int) -> None:
+    evidence = _evidence(120, versions)
+    assert predictor.fit(evidence, _correct(evidence)) is predictor
+    assert len(_check_range(predictor, _evidence(50, versions, "test")).unique()) > 1
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("inputs", [1, 2, 30])
+def test_empty_classes(predictor: FailurePredictor, right: bool, inputs: int) -> None:
+    evidence = _evidence(inputs, 2)
+    predictor.fit(evidence, torch.full((inputs, 2), right))
+    _check_range(predictor, _evidence(40, 2, "test"))
+
+
+def test_versions_that_never_answer_or_never_have_a_distance(predictor: FailurePredictor) -> None:
+    evidence = _evidence(60, 3)
+    evidence.labels[:, 0] = -1
+    evidence.found[:, 1] = False
+    predictor.fit(evidence, _correct(evidence))
+    _check_range(predictor, _evidence(40, 3, "test"))
+
+
+def test_distances_that_are_not_finite_spoil_nothing_else(predictor: FailurePredictor) -> None:
+    evidence = _evidence(60, 2)
+    predictor.fit(evidence, _correct(evidence))
+    spoilt = Evidence(evidence.labels, evidence.distance.clone(), evidence.found)
+    spoilt.distance[5, 0], spoilt.distance[9, 1] = torch.nan, torch.inf
+    untouched = torch.ones(60, 2, dtype=torch.bool)
+    untouched[5, 0] = untouched[9, 1] = False
+    failure = _check_range(predictor, spoilt)
+    assert torch.equal(failure[untouched], predictor.failure_probability(evidence)[untouched])
+
+
+def test_calibration_distances_that_are_not_finite(predictor: FailurePredictor) -> None:
+    evidence = _evidence(60, 2)
+    correct = _correct(evidence)
+    evidence.distance[:7] = torch.nan
+    predictor.fit(evidence, correct)
+    _check_range(predictor, _evidence(40, 2, "test"))
+
+
+def test_an_input_is_judged_alike_alone_in_a_batch_and_on_two_threads(predictor: FailurePredictor) -> None:
+    torch.set_num_threads(2)
+    evidence, test = _evidence(300, 3), _evidence(101, 3, "test")
+    predictor.fit(evidence, _correct(evidence))
+    whole = predictor.failure_probability(test)
+    for size in (1, 7):
+        pieces = [predictor.failure_probability(test[i : i + size]) for i in range(0, 101, size)]
+        assert torch.equal(torch.cat(pieces), whole)
+    assert predictor.failure_probability(test[:0]).shape == (0, 3)
+
+
+def test_versions_are_judged_alone_where_it_says_so(predictor: FailurePredictor) -> None:
+    evidence, test, columns = _evidence(150, 4), _evidence(40, 4, "test"), [3, 1]
+    correct = _correct(evidence)
+    whole = predictor.fit(evidence, correct).failure_probability(test)
+    predictor.fit(evidence.of_versions(columns), correct[:, columns])
+    some = predictor.failure_probability(test.of_versions(columns))
+    assert predictor.judges_alone == torch.equal(some, whole[:, columns])
+
+
+def test_distances_are_ignored_where_none_are_needed(predictor: FailurePredictor) -> None:
+    evidence, test = _evidence(150, 2), _evidence(40, 2, "test")
+    predictor.fit(evidence, _correct(evidence))
+    unfound = Evidence(test.labels, test.distance, torch.zeros_like(test.found))
+    same = torch.equal(predictor.failure_probability(test), predictor.failure_probability(unfound))
+    assert same != predictor.needs_distances
+
+
+def test_state_and_description_make_the_same_predictor_from_disk(predictor: FailurePredictor, tmp_path: Any) -> None:
+    evidence, test = _evidence(80, 3), _evidence(40, 3, "test")
+    expected = predictor.fit(evidence, _correct(evidence)).failure_probability(test)
+    save_tensors(tmp_path / "state.safetensors", predictor.state())
+    description = json.loads(json.dumps(describe(predictor)))
+    again = rebuild(description, ("deepfailguard",))
+    assert again.with_state(load_tensors(tmp_path / "state.safetensors").tensors) is again
+    assert torch.equal(again.failure_probability(test), expected)
+
+
+def test_fit_learns_anew(predictor: FailurePredictor) -> None:
+    evidence, other, test = _evidence(80, 3), _evidence(90, 2, "other"), _evidence(40, 2, "test")
+    predictor.fit(other, _correct(other))
+    expected = predictor.failure_probability(test)
+    predictor.fit(evidence, _correct(evidence)).fit(other, _correct(other))
+    assert torch.equal(predictor.failure_probability(test), expected)
+
+
+def test_unfitted(predictor: FailurePredictor) -> None:
+    with pytest.raises(NotFittedError, match="not fitted yet; call fit"):
+        predictor.failure_probability(_evidence(3, 2))
+    with pytest.raises(NotFittedError, match="not fitted yet; call fit"):
+        predictor.state()
+
+
+def test_another_number_of_versions(predictor: FailurePredictor) -> None:
+    evidence = _evidence(30, 3)
+    predictor.fit(evidence, _correct(evidence))
+    with pytest.raises(ConfigurationError, match="fitted on 3 versions, got evidence of 2"):
+        predictor.failure_probability(_evidence(5, 2))
+
+
+def test_wrong_input(predictor: FailurePredictor) -> None:
+    evidence = _evidence(30, 3)
+    with pytest.raises(DataFormatError, match="at least one input"):
+        predictor.fit(evidence[:0], _correct(evidence)[:0])
+    with pytest.raises(DataFormatError, match="correct must be bool"):
+        predictor.fit(evidence, evidence.labels)
+    with pytest.raises(DataFormatError, match="one shape"):
+        predictor.fit(Evidence(evidence.labels, evidence.distance[:5], evidence.found), _correct(evidence))
+    with pytest.raises(ConfigurationError, match="expects the state"):
+        predictor.with_state({"surprise": torch.zeros(1)})

@@ -1,0 +1,256 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepfailguard.decision.rules import majority_vote
+from deepfailguard.errors import ConfigurationError, CorruptFileError, DataFormatError, WrongOutputError
+from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.identity import weights_fingerprint
+from deepfailguard.predictor.prior import PriorPredictor
+from deepfailguard.types import Bounds
+from tests.examples import CLASSES, TinyNet, bars, template_model
+
+
+class Broken(nn.Module):
+    """Works until it is told to fail in one of the ways in which models fail."""
+
+    def __init__(self, mode: str = "sound") -> None:
+        super().__init__()
+        self.sound = template_model(seed=5, noise=0.3)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.sound(x)
+        if self.mode == "raises":
+            raise RuntimeError("out of memory")
+        if self.mode == "nan":
+            return logits * float("nan")
+        if self.mode == "nan at bright images":
+            bright = x.flatten(1).mean(1) > 0.145
+            return torch.where(bright[:, None], float("nan"), logits)
+        if self.mode == "shape":
+            return logits[:, :2]
+        if self.mode == "list":
+            return [logits]  # type: ignore[return-value]
+        return logits
+
+
+@pytest.fixture
+def models() -> dict[str, nn.Module]:
+    return {"good": template_model(0, 0.1), "fair": template_model(1, 0.5), "breaks": Broken()}
+
+
+@pytest.fixture
+def guard(models: dict[str, nn.Module]) -> GuardedPredictor:
+    calibration = bars(150, seed=3)
+    return GuardedPredictor.fit(models, (calibration.images, calibration.labels))
+
+
+TEST = bars(60, seed=4)
+
+
+def test_it_answers_and_explains(guard: GuardedPredictor) -> None:
+    verdict = guard(TEST.images)
+    assert not verdict.degraded
+    assert float((verdict.labels == TEST.labels).double().mean()) > 0.8
+    assert torch.allclose(verdict.weights.sum(1), torch.ones(60, dtype=torch.float64))
+    assert torch.allclose(verdict.probabilities.sum(1), torch.ones(60, dtype=torch.float64))
+    text = verdict.explain(0)
+    assert all(name in text for name in ("good", "fair", "breaks"))
+    assert f"'{int(verdict.labels[0])}'" in text
+    assert text.count("flips it") == 3
+
+
+def test_batches_of_one_and_of_many_agree(guard: GuardedPredictor) -> None:
+    whole = guard(TEST.images)
+    one_by_one = [guard(TEST.images[i : i + 1]) for i in range(10)]
+    assert torch.equal(torch.cat([v.labels for v in one_by_one]), whole.labels[:10])
+    single = torch.cat([v.failure_probability for v in one_by_one])
+    torch.testing.assert_close(single, whole.failure_probability[:10], rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_batch_is_answered(guard: GuardedPredictor) -> None:
+    verdict = guard(TEST.images[:0])
+    assert len(verdict) == 0
+    assert verdict.probabilities.shape == (0, CLASSES)
+
+
+@pytest.mark.parametrize("mode", ["raises", "nan", "shape", "list"])
+def test_a_failing_version_is_isolated_and_shown(
+    guard: GuardedPredictor, models: dict[str, nn.Module], mode: str
+) -> None:
+    models["breaks"].mode = mode  # type: ignore[assignment]
+    verdict = guard(TEST.images)
+    assert verdict.degraded
+    assert [health.healthy for health in verdict.health] == [True, True, False]
+    assert verdict.health[2].problem
+    assert (verdict.version_labels[:, 2] == -1).all()
+    assert (verdict.weights[:, 2] == 0).all()
+    assert (verdict.labels >= 0).all()
+    assert "breaks gave no answer: " in verdict.explain(0)
+
+
+def test_output_that_is_nan_for_some_inputs_loses_only_those(
+    guard: GuardedPredictor, models: dict[str, nn.Module]
+) -> None:
+    models["breaks"].mode = "nan at bright images"  # type: ignore[assignment]
+    bright = TEST.images.flatten(1).mean(1) > 0.145
+    assert 0 < int(bright.sum()) < 60
+    verdict = guard(TEST.images)
+    assert torch.equal(verdict.version_labels[:, 2] == -1, bright)
+    assert f"{int(bright.sum())} of 60" in verdict.health[2].problem
+
+
+def test_nobody_answers(guard: GuardedPredictor, models: dict[str, nn.Module]) -> None:
+    broken = GuardedPredictor(
+        [guard.versions[2]],
+        guard.saved.__class__(
+            guard.saved.card,
+            PriorPredictor().with_state({"accuracy": torch.tensor([0.5], dtype=torch.float64)}),
+            majority_vote,
+            None,
+        ),
+    )
+    models["breaks"].mode = "raises"  # type: ignore[assignment]
+    verdict = broken(TEST.images[:2])
+    assert verdict.labels.tolist() == [-1, -1]
+    assert verdict.abstained.all()
+    assert "no version answered" in verdict.explain(0)
+    assert torch.allclose(broken.as_classifier()(TEST.images[:2]).exp(), torch.full((2, CLASSES), 1 / CLASSES))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 7.0, -0.5])
+def test_a_bad_input_loses_only_itself(guard: GuardedPredictor, value: float) -> None:
+    images = TEST.images.clone()
+    images[3, 0, 2, 2] = value
+    verdict, clean = guard(images), guard(TEST.images)
+    others = torch.arange(60) != 3
+    assert verdict.labels[3] == -1
+    assert verdict.abstained[3]
+    assert "NaN or outside [0.0, 1.0]" in verdict.explain(3)
+    assert torch.equal(verdict.labels[others], clean.labels[others])
+    assert not verdict.degraded  # the input is at fault, no version
+
+
+def test_predict_and_drop_in_classifier_agree(guard: GuardedPredictor) -> None:
+    labels = guard.predict(TEST.images)
+    assert torch.equal(guard.predict_proba(TEST.images).argmax(1), labels)
+    scores = guard.as_classifier()(TEST.images)
+    assert torch.equal(scores.argmax(1), labels)
+    assert torch.allclose(scores.exp().sum(1), torch.ones(60))
+
+
+def test_models_stay_as_they_were(models: dict[str, nn.Module]) -> None:
+    models["net"] = TinyNet().build(CLASSES).train()
+    before = {name: weights_fingerprint(model) for name, model in models.items()}
+    guard = GuardedPredictor.fit(models, bars(60, seed=3))
+    guard(TEST.images)
+    assert {name: weights_fingerprint(model) for name, model in models.items()} == before
+    assert all(p.requires_grad and p.grad is None for model in models.values() for p in model.parameters())
+
+
+def test_save_and_load_give_the_same_verdicts(
+    guard: GuardedPredictor, models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    before = guard(TEST.images)
+    guard.save(tmp_path / "guard")
+    assert not [p for p in (tmp_path / "guard").rglob("*") if p.suffix in {".pt", ".pth", ".pkl", ".pickle"}]
+    blank = [template_model(8), template_model(9), Broken()]
+    again = GuardedPredictor.load(tmp_path / "guard", models=blank)(TEST.images)
+    for name in (
+        "labels",
+        "failure_probability",
+        "weights",
+        "probabilities",
+        "distance",
+        "version_failure_probability",
+    ):
+        assert torch.equal(getattr(again, name), getattr(before, name)), name
+
+
+def test_loading_foreign_models_says_what_is_needed(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"pass the modules, GuardedPredictor\.load\(folder, models="):
+        GuardedPredictor.load(tmp_path)
+    with pytest.raises(ConfigurationError, match="the guard has 3 versions, got 1"):
+        GuardedPredictor.load(tmp_path, models=[template_model(0)])
+    with pytest.raises(FileNotFoundError, match="holds no guard"):
+        GuardedPredictor.load(tmp_path / "nowhere")
+
+
+def test_a_flipped_bit_in_a_saved_guard_is_noticed(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    path = tmp_path / "versions" / "fair.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(CorruptFileError, match=r"fair\.safetensors"):
+        GuardedPredictor.load(tmp_path, models=[template_model(0), template_model(1), Broken()])
+
+
+def test_a_cache_gives_the_same_bits(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    calibration = bars(100, seed=3)
+    live = GuardedPredictor.fit(models, calibration)(TEST.images)
+    for _ in range(2):
+        cached = GuardedPredictor.fit(models, calibration, cache=tmp_path)(TEST.images)
+        assert torch.equal(live.failure_probability, cached.failure_probability)
+
+
+def test_other_bounds_and_class_names(models: dict[str, nn.Module]) -> None:
+    calibration = bars(60, seed=3)
+    shifted = (calibration.images * 2 - 1, calibration.labels)
+    guard = GuardedPredictor.fit(models, shifted, bounds=Bounds(-1, 1), classes=["low", "middle", "high"])
+    verdict = guard(TEST.images * 2 - 1)
+    assert any(name in verdict.explain(0) for name in ("low", "middle", "high"))
+
+
+def test_a_predictor_without_distances_costs_none(models: dict[str, nn.Module]) -> None:
+    guard = GuardedPredictor.fit(models, bars(60, seed=3), predictor=PriorPredictor())
+    assert guard.saved.distance is None
+    best = max(range(3), key=guard.saved.card.calibration_accuracy.__getitem__)
+    assert (guard(TEST.images).weights[:, best] == 1).all()
+
+
+def test_bad_calibration_data_are_refused(models: dict[str, nn.Module]) -> None:
+    good = bars(30, seed=3)
+    for images, labels, message in (
+        (good.images * 255, good.labels, r"outside \[0.0, 1.0\]; scale them or pass bounds"),
+        (good.images, good.labels + 3, r"labels span 3\.\.5, but the versions answer for 3 classes"),
+        (good.images * float("nan"), good.labels, "NaN"),
+        (good.images[:0], good.labels[:0], "empty"),
+        (good.images.double(), good.labels, "float32"),
+        (good.images, good.labels[:5], "labels must be"),
+    ):
+        with pytest.raises(DataFormatError, match=message):
+            GuardedPredictor.fit(models, (images, labels))
+
+
+def test_a_model_with_the_wrong_class_count_is_named(models: dict[str, nn.Module]) -> None:
+    models["ten"] = TinyNet().build(10)
+    with pytest.raises(WrongOutputError, match="'ten' answers for 10 classes, but 3 are expected"):
+        GuardedPredictor.fit(models, bars(30, seed=3))
+    with pytest.raises(WrongOutputError, match="'good' answers for 3 classes, but 4 are expected"):
+        GuardedPredictor.fit(models, bars(30, seed=3), classes=["a", "b", "c", "d"])
+
+
+def test_a_model_that_fails_in_calibration_is_named(models: dict[str, nn.Module]) -> None:
+    models["breaks"].mode = "nan at bright images"  # type: ignore[assignment]
+    with pytest.raises(WrongOutputError, match="'breaks' fails on calibration data: logits of"):
+        GuardedPredictor.fit(models, bars(60, seed=3))
+    models["breaks"].mode = "raises"  # type: ignore[assignment]
+    with pytest.raises(WrongOutputError, match="'breaks' cannot take an input of shape"):
+        GuardedPredictor.fit(models, bars(60, seed=3))
+
+
+def test_a_list_of_models_is_named_after_their_classes() -> None:
+    guard = GuardedPredictor.fit([template_model(0), TinyNet().build(CLASSES)], bars(40, seed=3))
+    assert guard.saved.card.names == ("Affine-0", "Sequential-1")
+    with pytest.raises(ConfigurationError, match="at least one version"):
+        GuardedPredictor.fit([], bars(40, seed=3))
+
+
+def test_one_image_without_batch_dimension_is_refused(guard: GuardedPredictor) -> None:
+    with pytest.raises(DataFormatError, match="add the batch dimension"):
+        guard(TEST.images[0])
