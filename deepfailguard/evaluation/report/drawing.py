@@ -12,9 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-__all__ = ["DARK", "LIGHT", "Theme", "elide", "new_figure", "outside_legend", "percent_axis", "png", "safe_label", "tidy"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "elide",
+    "new_figure",
+    "outside_legend",
+    "percent_axis",
+    "png",
+    "safe_label",
+    "tidy",
+]
 
 _DOTS_PER_INCH = 150
 _FONT = "DejaVu Sans"  # comes with matplotlib, so pictures are equal everywhere
@@ -88,10 +99,10 @@ def tidy(axes: Axes, theme: Theme, x_label: str = "", y_label: str = "") -> None
 def percent_axis(axis: Axis) -> None:
     """Ticks at round percentages."""
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %".replace("-", "−")))
 
 
-def outside_legend(figure: Figure, axes: Axes, theme: Theme, columns: int = 2) -> None:
+def outside_legend(figure: Figure, axes: Axes, theme: Theme, columns: int) -> None:
     """Write the legend of the axes below the picture, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     font = FontProperties(family=_FONT, size=9)
@@ -128,8 +139,8 @@ def elide(text: str, longest: int) -> str:
 def safe_label(text: str, longest: int = 30) -> str:
     """A name that matplotlib draws letter by letter: no formulas, no line breaks, no missing glyphs.
 
-    >>> safe_label("a$b$c")
-    'a\\\\$b\\\\$c'
+    >>> safe_label("two  words"), safe_label("a_very_long_name", 9)
+    ('two words', 'a_ve…name')
     """
     known = _glyphs()
     drawn = "".join(letter if ord(letter) in known else "□" for letter in " ".join(text.split()))

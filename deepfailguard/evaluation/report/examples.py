@@ -53,6 +53,7 @@ class Example:
         majority: name of the vote's answer.
         answers: of the N versions.
         image: as PNG.
+        enlarged: whether the image was too small to be shown as it is.
     """
 
     position: int
@@ -63,6 +64,7 @@ class Example:
     majority: str
     answers: tuple[Answer, ...]
     image: bytes
+    enlarged: bool
 
 
 def find_examples(evaluation: Evaluation, kind: Kind, most: int) -> list[Example]:
@@ -88,7 +90,7 @@ def image_png(image: Tensor, bounds: Bounds) -> bytes:
     factor = max(1, -(-_SMALLEST_SIDE // min(pixels.shape[:2])))
     buffer = io.BytesIO()
     large = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    imsave(buffer, large, format="png", origin="upper", metadata={"Software": None})
+    imsave(buffer, large, format="png", origin="upper")
     return buffer.getvalue()
 
 
@@ -114,6 +116,7 @@ def _example(evaluation: Evaluation, majority: Tensor, position: int) -> Example
         majority=_class_name(evaluation, majority[position]),
         answers=tuple(_answer(evaluation, position, column) for column in range(len(evaluation.names))),
         image=image_png(evaluation.images[position], evaluation.bounds),
+        enlarged=min(evaluation.images.shape[2:]) < _SMALLEST_SIDE,
     )
 
 

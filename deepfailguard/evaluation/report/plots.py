@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ __all__ = ["accuracy_picture", "reliability_picture", "risk_picture"]
 
 _TOLD_APART = 6  # more curves than this cannot be told apart by colour
 _THINNEST_LINE = 1.0  # thinner curves would be a tangle of crossing lines: only their points are drawn
+_LONG_NAME = 24  # letters
 _SQUARE = (5.4, 5.2)
 
 
@@ -79,14 +81,14 @@ def reliability_picture(evaluation: Evaluation, theme: Theme) -> Figure:
         bins = reliability_bins(curve.failure_probability, curve.wrong)
         predicted, observed = bins.predicted.tolist(), bins.observed.tolist()
         sizes = (8 + 130 * (bins.count / bins.count.sum()).sqrt()).tolist()
-        look = {"color": curve.color, "label": curve.name, "zorder": curve.order}
+        look: dict[str, Any] = {"color": curve.color, "label": curve.name, "zorder": curve.order}
         if curve.width < _THINNEST_LINE:
             axes.scatter(predicted, observed, s=sizes, alpha=0.4, linewidths=0, **look)
             continue
         axes.plot(predicted, observed, linewidth=curve.width, linestyle=curve.dashes, **look)
         axes.scatter(predicted, observed, s=sizes, alpha=0.75, linewidths=0, **look | {"label": None})
     _share_axes(axes, 1.0)
-    outside_legend(figure, axes, theme)
+    outside_legend(figure, axes, theme, columns=_legend_columns(evaluation))
     return figure
 
 
@@ -111,8 +113,14 @@ def risk_picture(evaluation: Evaluation, theme: Theme) -> Figure:
             zorder=curve.order,
         )
     _share_axes(axes, min(1.0, max(0.01, 1.1 * highest)))
-    outside_legend(figure, axes, theme)
+    outside_legend(figure, axes, theme, columns=_legend_columns(evaluation))
     return figure
+
+
+def _legend_columns(evaluation: Evaluation) -> int:
+    """Long names need the whole width of the picture."""
+    told_apart = len(evaluation.names) <= _TOLD_APART
+    return 1 if told_apart and max(len(name) for name in evaluation.names) > _LONG_NAME else 2
 
 
 def _curves(evaluation: Evaluation, theme: Theme) -> Iterator[_Curve]:

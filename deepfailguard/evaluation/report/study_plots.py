@@ -71,16 +71,28 @@ def study_picture(summary: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
 
 def _draw(axes: Axes, summary: Sequence[Mapping[str, Any]], rules: Sequence[str], theme: Theme) -> None:
     sizes = sorted({int(row["size"]) for row in summary})
-    tidy(axes, theme, x_label="versions in the ensemble")
+    counted = all("ensembles" in row for row in summary)
+    tidy(axes, theme, x_label="versions in an ensemble" + (" (how many ensembles)" if counted else ""))
     axes.axhline(0, color=theme.ink, linewidth=1)
     for line in _lines(summary, rules, sizes, theme):
         drawn = [max(_LOWEST, share) for share in line.shares]
-        look = {"color": line.color, "marker": line.marker, "linestyle": line.dashes, "linewidth": line.width}
+        look: dict[str, Any] = {
+            "color": line.color,
+            "marker": line.marker,
+            "linestyle": line.dashes,
+            "linewidth": line.width,
+        }
         axes.plot(line.places, drawn, markersize=6, label=safe_label(line.rule), **look)
         for place, share in zip(line.places, line.shares, strict=True):
             if share < _LOWEST:
                 axes.annotate(
-                    f"{percent(share, 0)} ↓", (place, _LOWEST), (6, 4), textcoords="offset points", color=line.color
+                    f"{percent(share, 0)} ↓",
+                    (place, _LOWEST),
+                    (0, 6),
+                    textcoords="offset points",
+                    color=line.color,
+                    fontsize=8.5,
+                    ha="center",
                 )
     axes.set_xticks(range(len(sizes)), [_size_label(size, summary) for size in sizes])
     axes.set_xlim(-0.4, len(sizes) - 0.6)
@@ -103,7 +115,7 @@ def _lines(
 
 def _size_label(size: int, summary: Sequence[Mapping[str, Any]]) -> str:
     counts = [row["ensembles"] for row in summary if int(row["size"]) == size and "ensembles" in row]
-    return f"{size}\n({counts[0]} ensembles)" if counts else str(size)
+    return f"{size}\n({counts[0]})" if counts else str(size)
 
 
 def _range(summary: Sequence[Mapping[str, Any]]) -> list[float]:

@@ -36,8 +36,8 @@ def remark_on_chance(over_majority: Interval) -> str:
 def remark_on_changes(measures: EnsembleMeasures) -> str:
     """How often the guard corrects the vote and how often it spoils it."""
     return (
-        f"On {measures.inputs} inputs it is right where the vote is wrong {_times(measures.revised)}, "
-        f"and wrong where the vote is right {_times(measures.broken)}."
+        f"Of {measures.inputs} inputs, the guard corrects the vote on {measures.revised or 'none'} "
+        f"and spoils it on {measures.broken or 'none'}."
     )
 
 
@@ -69,7 +69,3 @@ def remark_on_abstentions(measures: EnsembleMeasures) -> str:
 
 def _range(interval: Interval) -> str:
     return f"{percent(interval.level, 0)} interval {points(interval.low)} to {points(interval.high)}"
-
-
-def _times(count: int) -> str:
-    return {0: "never", 1: "once"}.get(count, f"{count} times")

@@ -70,7 +70,7 @@ def test_errors_say_what_came() -> None:
         scott_bandwidth(torch.ones(1))
     with pytest.raises(ConfigurationError, match="at least one point, got none"):
         log_density(torch.zeros(0), 1.0, torch.ones(1))
-    with pytest.raises(ConfigurationError, match="bandwidth > 0, got 0.0"):
+    with pytest.raises(ConfigurationError, match=r"bandwidth > 0, got 0\.0"):
         Density(torch.ones(2), 0.0)
     with pytest.raises(ConfigurationError, match="finite points"):
         Density(torch.tensor([1.0, torch.nan]), 1.0)

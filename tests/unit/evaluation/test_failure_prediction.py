@@ -1,0 +1,127 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
+from torch import Tensor
+
+from deepfailguard.errors import DataFormatError
+from deepfailguard.evaluation.failure_prediction import (
+    area_under_risk_coverage,
+    auroc,
+    brier_score,
+    expected_calibration_error,
+    false_positive_rate,
+    measure_failure_prediction,
+    reliability_bins,
+    risk_coverage_curve,
+)
+from deepfailguard.seeding import generator
+
+
+def _case(levels: int, size: int = 400) -> tuple[Tensor, Tensor]:
+    """Failure probabilities on some levels (so with ties) and errors that go with them."""
+    random = generator(0, levels, size)
+    failure = torch.randint(0, levels + 1, (size,), generator=random).double() / levels
+    wrong = torch.rand(size, generator=random) < 0.15 + 0.6 * failure
+    return failure, wrong
+
+
+@pytest.mark.parametrize("levels", [1, 7, 10**6])
+def test_against_scikit_learn(levels: int) -> None:
+    failure, wrong = _case(levels)
+    assert auroc(failure, wrong) == pytest.approx(roc_auc_score(wrong, failure), abs=1e-12)
+    assert brier_score(failure, wrong) == pytest.approx(brier_score_loss(wrong, failure), abs=1e-12)
+    fpr, tpr, _ = roc_curve(wrong, failure, drop_intermediate=False)
+    for recall in (0.5, 0.95, 1.0):
+        assert false_positive_rate(failure, wrong, recall=recall) == pytest.approx(fpr[tpr >= recall][0], abs=1e-12)
+
+
+def test_aurc_is_the_mean_over_all_orders_of_ties() -> None:
+    failure = torch.tensor([0.2, 0.2, 0.2, 0.5, 0.9, 0.9])
+    wrong = torch.tensor([True, False, False, True, False, True])
+    areas = []
+    for order in itertools.permutations(range(6)):
+        scores = failure[list(order)]
+        if bool((scores.diff() >= 0).all()):
+            errors = wrong[list(order)].double().cumsum(0)
+            areas.append(float((errors / torch.arange(1, 7)).mean()))
+    assert len(areas) == 12
+    assert area_under_risk_coverage(failure, wrong) == pytest.approx(sum(areas) / len(areas))
+
+
+def test_aurc_of_a_perfect_and_of_a_useless_predictor() -> None:
+    wrong = torch.tensor([False] * 6 + [True] * 2)
+    perfect = torch.where(wrong, 0.9, 0.1)
+    assert area_under_risk_coverage(perfect, wrong) == pytest.approx((1 / 7 + 2 / 8) / 8)
+    assert area_under_risk_coverage(torch.full((8,), 0.5), wrong) == pytest.approx(2 / 8)
+
+
+def test_risk_at_full_coverage_is_the_error_rate() -> None:
+    failure, wrong = _case(7)
+    curve = risk_coverage_curve(failure, wrong)
+    assert float(curve.coverage[0]) == 1 / 400
+    assert float(curve.coverage[-1]) == 1
+    assert float(curve.risk[-1]) == pytest.approx(float(wrong.double().mean()))
+    assert len(curve.risk) == 400
+
+
+def test_calibration_error_bin_by_bin() -> None:
+    failure, wrong = _case(10**6)
+    p, y = failure.numpy(), wrong.numpy().astype(float)
+    expected = 0.0
+    for low in range(15):
+        inside = (p >= low / 15) & ((p < (low + 1) / 15) | (low == 14))
+        if inside.any():
+            expected += inside.mean() * abs(p[inside].mean() - y[inside].mean())
+    assert expected_calibration_error(failure, wrong) == pytest.approx(expected, abs=1e-12)
+    assert expected > 0.01
+
+
+def test_bins_leave_out_the_empty_and_hold_both_ends() -> None:
+    failure = torch.tensor([0.0, 0.05, 0.5, 1.0, 1.0])
+    bins = reliability_bins(failure, torch.tensor([False, True, True, True, False]), bins=10)
+    np.testing.assert_allclose(bins.low.numpy(), [0.0, 0.5, 0.9])
+    assert bins.count.tolist() == [2, 1, 2]
+    np.testing.assert_allclose(bins.predicted.numpy(), [0.025, 0.5, 1.0], atol=1e-8)
+    assert bins.observed.tolist() == [0.5, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_one_class_only(wrong: bool) -> None:
+    measures = measure_failure_prediction(torch.tensor([0.25, 0.5, 0.75]), torch.full((3,), wrong))
+    assert measures.auroc is None
+    assert measures.fpr_at_95_tpr is None
+    assert measures.error_rate == measures.aurc == float(wrong)
+    assert measures.ece == pytest.approx(0.5)
+    assert json.loads(json.dumps(measures.as_dict(), allow_nan=False))["auroc"] is None
+
+
+def test_all_measures_are_those_of_the_functions() -> None:
+    failure, wrong = _case(50)
+    measures = measure_failure_prediction(failure, wrong)
+    assert measures.inputs == 400
+    assert measures.auroc == auroc(failure, wrong)
+    assert measures.aurc == area_under_risk_coverage(failure, wrong)
+    assert measures.fpr_at_95_tpr == false_positive_rate(failure, wrong, recall=0.95)
+    assert measures.ece == expected_calibration_error(failure, wrong, bins=15)
+    assert measures.brier == brier_score(failure, wrong)
+
+
+@pytest.mark.parametrize(
+    ("failure", "wrong", "message"),
+    [
+        (torch.zeros(0), torch.zeros(0, dtype=torch.bool), "B >= 1"),
+        (torch.zeros(2), torch.zeros(2), "wrong must be bool"),
+        (torch.zeros(3), torch.zeros(2, dtype=torch.bool), r"must be \(2,\) like wrong, got \(3,\)"),
+        (torch.tensor([0.5, torch.nan]), torch.zeros(2, dtype=torch.bool), r"in \[0, 1\], got nan and 0 more"),
+        (torch.tensor([1.5, -1.0]), torch.zeros(2, dtype=torch.bool), r"in \[0, 1\], got 1.5 and 1 more"),
+    ],
+)
+def test_wrong_input(failure: Tensor, wrong: Tensor, message: str) -> None:
+    with pytest.raises(DataFormatError, match=message):
+        measure_failure_prediction(failure, wrong)
+    with pytest.raises(DataFormatError, match=message):
+        auroc(failure, wrong)
