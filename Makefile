@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -25,8 +25,7 @@ bench: $(READY)
 	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark --quick || exit 1; done
 
 docs: $(READY)
-	$(BIN)/python -m pytest -n 0 README.md docs
-	$(BIN)/python docs/check_links.py
+	$(BIN)/python -m pytest -n 0 tests/test_docs.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -22,10 +22,10 @@ _libraries: list[torch.library.Library] = []  # a Library takes its schemas with
 def import_torchvision() -> ModuleType:
     """Return the torchvision package."""
     if torch.version.cuda is None and not _libraries:
-        library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        library = torch.library.Library("torchvision", "FRAGMENT")
         for name, schema in _SCHEMAS.items():
             if not _is_declared(name):
-                library.define(schema)  # type: ignore[no-untyped-call]
+                library.define(schema)
         _libraries.append(library)
     return importlib.import_module("torchvision")
 

@@ -28,6 +28,6 @@ class Digits:
         from sklearn.datasets import load_digits  # heavy: only who loads the data pays for it
 
         data = load_digits()
-        images = RawImages("scikit-learn's digits", data.images.astype(np.float32) / _BRIGHTEST, data.target)
+        images = RawImages("scikit-learn's digits", data.images.astype(np.float32), data.target, _BRIGHTEST)
         digits = tuple(str(digit) for digit in range(10))
         return assemble("digits", stratified_test(images), digits, self.limit)

@@ -22,6 +22,7 @@ from deepfailguard.faults.numbers import fault_number_names  # noqa: E402
 __all__ = ["ROOT", "name_faults", "script"]
 
 _CONF = str(ROOT / "conf")
+_SWEEP = ("-m", "--multirun")
 
 
 def script(config: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -39,7 +40,8 @@ def script(config: str) -> Callable[[Callable[[DictConfig], None]], Callable[[],
                 sys.exit("interrupted; run the same command again to go on where it stopped")
 
         def main() -> None:
-            sys.argv[1:] = [name_faults(argument) for argument in sys.argv[1:]]
+            # Hydra's parser takes overrides on one side of -m only; people write them on both.
+            sys.argv[1:] = sorted((name_faults(a) for a in sys.argv[1:]), key=lambda a: a not in _SWEEP)
             _check_overrides(config, sys.argv[1:])
             hydra.main(version_base="1.3", config_path=_CONF, config_name=config)(run)()
 

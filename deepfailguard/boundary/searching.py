@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.errors import DataFormatError
 from deepfailguard.types import Bounds
 from deepfailguard.versions.version import evaluating
 
-__all__ = ["check_inputs", "searching"]
+__all__ = ["check_inputs", "searching", "within"]
 
 
 def check_inputs(x: Tensor, bounds: Bounds) -> None:
@@ -57,3 +59,9 @@ def searching(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def within(estimator: DistanceEstimator, bounds: Bounds) -> DistanceEstimator:
+    """The estimator for inputs in these bounds; itself if it knows no bounds."""
+    adapt = getattr(estimator, "with_bounds", None)
+    return estimator if adapt is None else cast(DistanceEstimator, adapt(bounds))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -35,11 +35,14 @@ class RawImages:
         where: what errors name: a file, or the part.
         images: (B, H, W), (B, C, H, W) or (B, H, W, C) numbers.
         labels: (B,) or (B, 1) whole numbers >= 0.
+        brightest: the pixel value that stands for 1, where the source says it; None: it is found by
+            `pixel_divisor`.
     """
 
     where: str
     images: NDArray[Any]
     labels: NDArray[Any]
+    brightest: float | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim not in (3, 4) or self.images.size == 0:
@@ -60,7 +63,7 @@ class RawImages:
 
     def take(self, index: NDArray[np.int64] | slice) -> "RawImages":
         """The images at these positions."""
-        return RawImages(self.where, self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def draw(self, limit: int | None) -> "RawImages":
         """At most `limit` images at random, always the same ones: for files that come sorted by class."""
@@ -98,17 +101,21 @@ def check_limit(limit: int | None) -> None:
 def pixel_divisor(parts: Sequence[RawImages]) -> float:
     """What the pixels of all parts must be divided by to lie in [0, 1].
 
-    Assumed, and logged: whole-number pixels and floats that reach above 128 are bytes 0..255; floats up to 1
-    are scaled already. All parts must agree, since one that differs would be dark or clipped everywhere.
+    What the source says counts. Else assumed, and logged: whole-number pixels and floats that reach above 128
+    are bytes 0..255; floats up to 1 are scaled already. All parts must agree, since one that differs would be
+    dark or clipped everywhere.
 
     Returns:
-        1 or 255.
+        What the source says, else 1 or 255.
 
     Raises:
         DataFormatError: NaN, negative values, values above 255, floats whose brightest pixel lies in (1, 128],
             bytes that are all 0 or 1, or parts that differ in dtype or range: their scale cannot be known.
     """
-    names = ", ".join(part.where for part in parts)
+    said = parts[0].brightest
+    if said is not None and all(part.brightest == said for part in parts):
+        return said
+    names = ", ".join(dict.fromkeys(part.where for part in parts))
     kind, kinds = parts[0].images.dtype, {part.images.dtype for part in parts}
     if len(kinds) > 1 or kind.kind not in "uif":
         raise DataFormatError(

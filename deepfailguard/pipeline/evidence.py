@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
+from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.faults.inject import inject_all
@@ -42,10 +43,10 @@ def cache_distances(
     """
     results = {}
     for card in cards:
-        version = pool.load(card, device)
+        version, bounded = pool.load(card, device), within(estimator, card.bounds)
         for part, x in images.items():
             label = f"distances of {card.name} on {part}"
-            with CachedDistance(estimator, cache, card.fingerprint, progress=label) as cached:
+            with CachedDistance(bounded, cache, card.fingerprint, progress=label) as cached:
                 results[f"{card.name}/{part}"] = cached(version.model, x)
     return results
 
@@ -68,7 +69,8 @@ def with_test_faults(splits: Splits, faults: Sequence[Any], seed: int) -> Splits
                 f"fault {getattr(fault, 'name', fault)!r} does not act on test inputs; "
                 "give it to scripts/train_model.py"
             )
-    return inject_all(faults, splits, seed).target
+    changed: Splits = inject_all(faults, splits, seed).target
+    return changed
 
 
 def check_same_data(cards: Sequence[IdentityCard], splits: Splits) -> None:

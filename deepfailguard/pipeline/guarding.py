@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
 from deepfailguard.decision.base import DecisionRule
 from deepfailguard.guard.guarded import GuardedPredictor
@@ -52,7 +53,7 @@ def train_guard(
         splits.calibration,
         predictor=parts.predictor,
         decision=parts.decision,
-        distance=parts.distance,
+        distance=within(parts.distance, splits.bounds),
         classes=splits.classes,
         bounds=splits.bounds,
         cache=cache,

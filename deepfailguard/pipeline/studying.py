@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.evaluation.records import Member
@@ -98,10 +99,11 @@ def prepare_members(plan: StudyPlan, pool: Pool, device: torch.device) -> list[M
 
 def _member(plan: StudyPlan, card: IdentityCard, fault: str, test: Tensor) -> Member:
     calibration = plan.splits.calibration.images
+    distance = within(plan.distance, plan.splits.bounds)
     return Member(
         name=card.name if fault == "+".join(card.faults) else f"{card.name} under {fault}",
         family=card.name.rsplit("-s", 1)[0].split("+")[0],
         fault=fault,
-        calibration=read_evidence([card.fingerprint], calibration, plan.distance, plan.cache),
-        test=read_evidence([card.fingerprint], test, plan.distance, plan.cache),
+        calibration=read_evidence([card.fingerprint], calibration, distance, plan.cache),
+        test=read_evidence([card.fingerprint], test, distance, plan.cache),
     )

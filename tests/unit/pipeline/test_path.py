@@ -26,7 +26,7 @@ from deepfailguard.versions.spec import Recipe
 from tests.examples import Bars, TinyNet, bar_splits
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=4, batch_size=64, learning_rate=0.01)
+RECIPE = Recipe(epochs=12, batch_size=32, learning_rate=0.01)
 TRUSTED = ("tests", "deepfailguard")
 DISTANCE = FoolboxDeepFool(batch_size=32, steps=20)
 

@@ -1,0 +1,114 @@
+"""The scripts as a user runs them, one after the other, in a folder of their own."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSIONS = "ensemble.versions=[compact_vgg-s0,compact_densenet-s0,compact_vgg+label_noise-s0]"
+SMALL = ["dataset.limit=400", "distance.steps=10", "distance.candidates=3", "distance.batch_size=32"]
+LIMIT = ["limit.calibration=64", "limit.test=64"]
+
+
+def run(folder: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "device=cpu", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def succeed(folder: Path, script: str, *arguments: str) -> str:
+    done = run(folder, script, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def fail(folder: Path, script: str, *arguments: str) -> str:
+    done = run(folder, script, *arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    recipe = ["training.epochs=2", "dataset.limit=400"]
+    succeed(folder, "train_model", "-m", "model=compact_vgg,compact_densenet", *recipe)
+    succeed(folder, "train_model", "model=compact_vgg", "fault=8", "faults.label_noise.rate=0.5", *recipe)
+    return folder
+
+
+def test_training_again_finds_the_version(trained: Path) -> None:
+    output = succeed(trained, "train_model", "model=compact_vgg", "training.epochs=2", "dataset.limit=400")
+    assert "compact_vgg-s0 (found again): accuracy" in output
+
+
+def test_the_path_from_cache_to_reports(trained: Path) -> None:
+    output = succeed(trained, "cache_distances", VERSIONS, *SMALL, *LIMIT)
+    assert "compact_vgg+label_noise-s0/test: 64 distances" in output
+    output = succeed(trained, "train_guard", "name=mine", VERSIONS, *SMALL, *LIMIT)
+    assert "guard saved in outputs/guards/digits/mine" in output
+    answers = []
+    for script in ("evaluate_cached", "evaluate_live"):
+        page = Path(succeed(trained, script, "name=mine", "dataset.limit=400", *LIMIT).strip().splitlines()[-1])
+        assert (trained / page).is_file()
+        folder = (trained / page).parent
+        assert json.loads((folder / "summary.json").read_text())
+        answers.append((folder / "answers.csv").read_text())
+    assert answers[0] == answers[1]  # live and cached: the same verdicts, digit for digit
+    assert len(list(csv.DictReader(answers[0].splitlines()))) == 64
+
+    faulty = ["fault=noisy_inputs", "name=mine", "dataset.limit=400", *LIMIT]
+    assert "run scripts/cache_distances.py" in fail(trained, "evaluate_cached", *faulty)
+    succeed(trained, "evaluate_live", *faulty)
+
+    table = succeed(trained, "study", VERSIONS, *SMALL, *LIMIT, "sizes=[2]")
+    page = trained / table.strip().splitlines()[-1]
+    assert page.is_file()
+    rows = list(csv.DictReader((page.parent / "study.csv").read_text().splitlines()))
+    assert {row["setting"] for row in rows} == {"sound", "one_faulty"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["training.epoch=3"], "training.epoch: did you mean training.epochs?"),
+        (["modl=compact_vgg"], "modl: did you mean model?"),
+        (["model=compact_vg"], "Could not find 'model/compact_vg'"),
+        (["dataset=gtsrb"], "data set gtsrb is not on disk. Looked in"),
+        (["dataset=image_folder", "dataset.root=nowhere"], "nowhere"),
+        (["training.loss=crossentropy"], "recipe.loss must be one of cross_entropy"),
+        (["fault=noisy_inputs"], "'noisy_inputs' acts on test inputs"),
+        (["model=compact_vgg", "model.channels=3"], "'compact_vgg' cannot take inputs of shape (1, 8, 8)"),
+        (["device=cuda:99"], "device 'cuda:99' cannot be used here"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in fail(tmp_path, "train_model", *arguments)
+
+
+def test_a_misspelt_version_is_named_with_the_closest(trained: Path) -> None:
+    error = fail(trained, "train_guard", "name=x", "ensemble.versions=[compact_vg-s0]", "dataset.limit=400")
+    assert "no version 'compact_vg-s0'" in error
+    assert "did you mean compact_vgg-s0" in error
+
+
+def test_a_version_with_a_flipped_bit_is_refused(trained: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    (pool / "digits").mkdir(parents=True)
+    source = next((trained / "mymodel/trained/digits").glob("compact_vgg-s0@*"))
+    target = pool / "digits" / source.name
+    target.mkdir()
+    for file in source.iterdir():
+        content = bytearray(file.read_bytes())
+        if file.suffix == ".safetensors":
+            content[-100] ^= 8
+        (target / file.name).write_bytes(content)
+    error = fail(tmp_path, "cache_distances", f"paths.pool={pool}", "dataset.limit=400", *LIMIT)
+    assert "weights.safetensors was changed after it was written" in error
