@@ -90,7 +90,7 @@ class GuardedPredictor(nn.Module):
             distance = FoolboxDeepFool(low=bounds.low, high=bounds.high)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         evidence = gather(enrolled, estimators, data.images)
-        correct = evidence.labels == data.labels[:, None]
+        correct = evidence.labels == data.labels.cpu()[:, None]
         card = make_card(enrolled, names, bounds, correct)
         return cls(enrolled, SavedGuard(card, predictor.fit(evidence, correct), decision, distance), cache)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import deepfailguard
 from deepfailguard.data.base import DatasetSource, ImageSet, Splits
 from deepfailguard.errors import ConfigurationError
+from deepfailguard.evaluation.report.curves import write_curves
 from deepfailguard.faults.inject import inject_all
 from deepfailguard.identity import describe, digest, weights_fingerprint
 from deepfailguard.training.trainer import Trainer, TrainingResult
@@ -132,7 +133,7 @@ def _find_or_train(plan: _Plan, pool: Pool, trainer: Trainer) -> FiledVersion:
     checkpoint = pool.checkpoint(plan.splits.name, plan.key)
     result = trainer.train(plan.spec, plan.splits.train, len(plan.splits.classes), checkpoint)
     card = _card(plan, result)
-    pool.save(result.model, card)
+    write_curves(result.curves, pool.save(result.model, card) / "curves.png")
     checkpoint.unlink(missing_ok=True)
     return FiledVersion(card, found_again=False)
 
