@@ -129,7 +129,7 @@ class Hooks:
                 logger.warning("hook %s failed in on_error: %s", type(hook).__name__, second)
 
     def _handle(self, hook: TrainingHook, event: str, error: Exception) -> None:
-        if hook.role == "controller":
+        if getattr(hook, "role", "observer") == "controller":
             raise error
         name = type(hook).__name__
         self.failures[name] += 1

@@ -46,17 +46,36 @@ def describe(value: Any) -> Any:
         if value.args:
             raise ConfigurationError(f"{value} cannot be described: give its arguments by name")
         return {**describe(value.func), **{key: describe(item) for key, item in value.keywords.items()}}
-    if inspect.isroutine(value):
-        return {TARGET: f"{value.__module__}.{value.__qualname__}"}
+    if inspect.isfunction(value):
+        return {TARGET: _importable_name(value)}
+    if isinstance(value, (type, nn.Module, torch.dtype, torch.device)) or inspect.isroutine(value):
+        raise ConfigurationError(f"{value!r} cannot be described: give its name or its settings instead")
     return _describe_object(value)
+
+
+def _importable_name(value: Any) -> str:
+    if "<" in value.__qualname__:
+        raise ConfigurationError(
+            f"{value.__qualname__} cannot be described: it could not be found again; define it at the top of a module"
+        )
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError as error:
+        raise ConfigurationError(
+            f"a {kind.__qualname__} cannot be described: its constructor is not in Python"
+        ) from error
 
 
 def _describe_object(value: Any) -> dict[str, Any]:
     kind = type(value)
     description: dict[str, Any] = {TARGET: f"{kind.__module__}.{kind.__qualname__}"}
-    for name, parameter in inspect.signature(kind).parameters.items():
+    for name, parameter in _parameters(kind).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
+            raise ConfigurationError(f"{kind.__qualname__} cannot be described: it takes *args or **kwargs; name them")
         if not hasattr(value, name):
             raise ConfigurationError(
                 f"{kind.__qualname__} cannot be described: its constructor takes {name!r} but the object has no "
@@ -130,5 +149,11 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of all parameters and buffers of a model: it changes with any bit of them."""
-    return digest_tensors(model.state_dict())
+    """Hash of a model's parameters, of its buffers (saved or not) and of the kinds of its modules.
+
+    It changes with any bit of them, and when a module is exchanged for one of another class. What a module
+    keeps in plain attributes, or does in a changed `forward`, it cannot see.
+    """
+    kinds = [[name, f"{type(module).__module__}.{type(module).__qualname__}"] for name, module in model.named_modules()]
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}
+    return digest([kinds, digest_tensors(tensors)])

@@ -35,11 +35,14 @@ class CIFAR101:
             raise ConfigurationError(f"CIFAR-10.1 has the versions {get_args(Version)}, got {self.version!r}")
 
     def load(self) -> Splits:
-        """Read both data sets and put the new test part in the place of the old one."""
+        """Read both data sets and put the new test part in the place of the old one.
+
+        The splits bear CIFAR-10's name, since versions and guards of it are what is tested here.
+        """
         name = f"cifar10_1_{self.version}"
         images, labels = locate(name, self.root, [self._form], self._obtain).files
         test = RawImages(str(images), read_array(images), read_array(labels))
-        return assemble(name, RawParts(read_cifar10(self.root).training, test), CLASSES, self.limit)
+        return assemble("cifar10", RawParts(read_cifar10(self.root).training, test), CLASSES, self.limit)
 
     @property
     def _form(self) -> Form:

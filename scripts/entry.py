@@ -29,13 +29,14 @@ def script(config: str) -> Callable[[Callable[[DictConfig], None]], Callable[[],
     """Turn a function of a configuration into a command-line program with hydra's overrides."""
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        failures: list[str] = []  # a sweep goes on after a job that failed
+
         def run(cfg: DictConfig) -> None:
             try:
                 function(cfg)
-            except (DeepfailguardError, FileNotFoundError) as error:
-                sys.exit(f"error: {error}")
-            except InstantiationException as error:
-                sys.exit(f"error: {_root_cause(error)}")
+            except (DeepfailguardError, FileNotFoundError, InstantiationException) as error:
+                failures.append(f"error: {_root_cause(error)}")
+                print(failures[-1], file=sys.stderr)
             except KeyboardInterrupt:
                 sys.exit("interrupted; run the same command again to go on where it stopped")
 
@@ -44,6 +45,7 @@ def script(config: str) -> Callable[[Callable[[DictConfig], None]], Callable[[],
             sys.argv[1:] = sorted((name_faults(a) for a in sys.argv[1:]), key=lambda a: a not in _SWEEP)
             _check_overrides(config, sys.argv[1:])
             hydra.main(version_base="1.3", config_path=_CONF, config_name=config)(run)()
+            sys.exit(1 if failures else 0)
 
         return main
 

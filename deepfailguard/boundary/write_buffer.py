@@ -1,5 +1,6 @@
 """Gathers new cache entries into shards that are neither too many nor written too late."""
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -34,15 +35,17 @@ class WriteBuffer:
         self.worth = max(chunk, _FEWEST)
         self._waiting: dict[bytes, Entry] = {}
         self._written_at = time.monotonic()
+        self._lock = threading.RLock()
 
     def add(self, entries: Mapping[bytes, Entry]) -> None:
         """Take the entries of a finished chunk."""
-        if not self._waiting:
-            self.shards.folder.mkdir(parents=True, exist_ok=True)
-        self._waiting.update(entries)
-        overdue = time.monotonic() - self._written_at >= _SECONDS_BETWEEN_SHARDS
-        if len(self._waiting) >= self.flush_every or (overdue and len(self._waiting) >= self.worth):
-            self.flush()
+        with self._lock:
+            if not self._waiting:
+                self.shards.folder.mkdir(parents=True, exist_ok=True)
+            self._waiting.update(entries)
+            overdue = time.monotonic() - self._written_at >= _SECONDS_BETWEEN_SHARDS
+            if len(self._waiting) >= self.flush_every or (overdue and len(self._waiting) >= self.worth):
+                self.flush()
 
     def end_call(self) -> None:
         """Write what waits if it is worth a shard."""
@@ -51,14 +54,15 @@ class WriteBuffer:
 
     def flush(self) -> None:
         """Write what waits; it goes on waiting if that fails."""
-        if not self._waiting:
-            return
-        manifest = self.shards.folder / "manifest.json"
-        if not manifest.exists():
-            save_json(manifest, self.manifest)
-        self.shards.write(self._waiting)
-        self._waiting = {}
-        self._written_at = time.monotonic()
+        with self._lock:
+            if not self._waiting:
+                return
+            manifest = self.shards.folder / "manifest.json"
+            if not manifest.exists():
+                save_json(manifest, self.manifest)
+            self.shards.write(self._waiting)
+            self._waiting = {}
+            self._written_at = time.monotonic()
 
     def rescue(self) -> None:
         """Write what waits for an owner that went away without closing; not into a folder that was deleted."""

@@ -1,5 +1,6 @@
 """Image sets, the three splits of a data set, and the protocol of whoever loads one."""
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepfailguard.data.hashing import image_hashes
-from deepfailguard.errors import DataFormatError, SplitOverlapError
+from deepfailguard.errors import ConfigurationError, DataFormatError, SplitOverlapError
 from deepfailguard.identity import digest_tensors
 from deepfailguard.types import Bounds
 
@@ -49,6 +50,12 @@ class ImageSet:
         """SHA-256 over every byte of images and labels."""
         return digest_tensors({"images": self.images, "labels": self.labels})
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
     def take(self, index: Tensor | slice) -> "ImageSet":
         """The images at these positions."""
         return ImageSet(self.images[index], self.labels[index])
@@ -75,6 +82,10 @@ class Splits:
     test: ImageSet
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.+-]+", self.name):
+            raise ConfigurationError(
+                f"a data set's name becomes a folder: expected letters, digits and _ . + -, got {self.name!r}"
+            )
         for part in ("train", "calibration", "test"):
             self._check(part, getattr(self, part))
 
@@ -97,8 +108,7 @@ class Splits:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        channels, height, width = self.test.images.shape[1:]
-        return channels, height, width
+        return self.test.image_shape
 
     def with_parts(
         self, train: ImageSet | None = None, calibration: ImageSet | None = None, test: ImageSet | None = None

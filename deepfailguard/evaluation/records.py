@@ -56,6 +56,7 @@ class Member:
         fault: of the version or of its test inputs, empty string if sound.
         calibration: (M, 1) evidence on calibration inputs.
         test: (B, 1) evidence on test inputs, with the fault if it is one of test inputs.
+        truth: (B,) int64 of these inputs; a fault may bring test inputs of its own.
     """
 
     name: str
@@ -63,3 +64,4 @@ class Member:
     fault: str
     calibration: Evidence
     test: Evidence
+    truth: Tensor

@@ -12,7 +12,6 @@ from deepfailguard.decision.rules import highest_posterior, majority_vote
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.evaluation.records import Member
 from deepfailguard.predictor.base import FailurePredictor
-from deepfailguard.types import Evidence
 
 __all__ = ["Ensemble", "StudyRow", "StudySummary", "ensembles", "run_study", "summarise_study", "tabulate"]
 
@@ -96,9 +95,10 @@ class StudySummary:
 
 
 def ensembles(members: Sequence[Member], sizes: Iterable[int]) -> Iterator[Ensemble]:
-    """All ensembles of these sizes that hold each family at most once.
+    """All ensembles of these sizes that hold each family at most once and see the same test inputs.
 
-    Three settings: all sound; all with the same fault; one faulty among sound ones.
+    Three settings: all sound; all with the same fault; one faulty among sound ones. A fault that brought test
+    inputs of its own (another truth) is not mixed with sound members.
     """
     sound = [i for i, member in enumerate(members) if not member.fault]
     faults = sorted({member.fault for member in members if member.fault})
@@ -108,7 +108,7 @@ def ensembles(members: Sequence[Member], sizes: Iterable[int]) -> Iterator[Ensem
             faulty = [i for i, member in enumerate(members) if member.fault == fault]
             yield from _of_families(members, faulty, size, "same_fault", fault)
             for bad in faulty:
-                others = [i for i in sound if members[i].family != members[bad].family]
+                others = [i for i in sound if _may_meet(members[i], members[bad])]
                 for rest in _of_families(members, others, size - 1, "one_faulty", fault):
                     yield Ensemble("one_faulty", fault, (bad, *rest.columns))
 
@@ -116,52 +116,51 @@ def ensembles(members: Sequence[Member], sizes: Iterable[int]) -> Iterator[Ensem
 def run_study(
     members: Sequence[Member],
     calibration_truth: Tensor,
-    truth: Tensor,
     predictors: Mapping[str, FailurePredictor],
     sizes: Sequence[int] = (2, 3, 4, 5),
 ) -> list[StudyRow]:
     """Measure every predictor, with the highest posterior deciding, on every ensemble.
 
-    The predictors must judge each version by its own evidence (``judges_alone``): each is fitted once on all
-    members and its columns are then combined.
+    The predictors must judge each version by its own evidence (``judges_alone``): each is fitted once on every
+    member, and the members' columns are then combined.
 
     Args:
         members: the versions under their conditions.
         calibration_truth: (M,) int64.
-        truth: (B,) int64.
         predictors: by the name under which its results shall stand.
         sizes: of the ensembles.
     """
-    calibration, test = _side_by_side([m.calibration for m in members]), _side_by_side([m.test for m in members])
-    correct = calibration.labels == calibration_truth[:, None]
-    probabilities = {name: _fit(name, p, calibration, correct, test) for name, p in predictors.items()}
-    return tabulate(members, truth, probabilities, correct.double().mean(0), sizes)
+    correct = [member.calibration.labels == calibration_truth[:, None] for member in members]
+    probabilities = {
+        name: [_fit(name, predictor, member, right) for member, right in zip(members, correct, strict=True)]
+        for name, predictor in predictors.items()
+    }
+    return tabulate(members, probabilities, torch.stack([right.double().mean() for right in correct]), sizes)
 
 
 def tabulate(
     members: Sequence[Member],
-    truth: Tensor,
-    probabilities: Mapping[str, Tensor],
+    probabilities: Mapping[str, Sequence[Tensor]],
     calibration_accuracy: Tensor,
     sizes: Sequence[int],
 ) -> list[StudyRow]:
-    """Measure failure probabilities (B, M), by rule, on every ensemble of M members.
+    """Measure failure probabilities, by rule and member, on every ensemble.
 
     Args:
         members: the versions under their conditions; their test evidence is used.
-        truth: (B,) int64.
-        probabilities: (B, M) failure probabilities by the rule's name.
+        probabilities: by the rule's name, for each member (B, 1).
         calibration_accuracy: (M,), names the best single version.
         sizes: of the ensembles.
     """
-    labels = torch.cat([member.test.labels for member in members], dim=1)
     rows = []
     for ensemble in ensembles(members, sizes):
         columns = list(ensemble.columns)
-        names = " ".join(members[i].name for i in columns)
-        baselines = _baselines(labels[:, columns], truth, int(calibration_accuracy[columns].argmax()))
-        for rule, probability in probabilities.items():
-            reached = _accuracy(highest_posterior(labels[:, columns], probability[:, columns]).labels, truth)
+        names, truth = ", ".join(members[i].name for i in columns), members[columns[0]].truth
+        labels = torch.cat([members[i].test.labels for i in columns], dim=1)
+        baselines = _baselines(labels, truth, int(calibration_accuracy[columns].argmax()))
+        for rule, by_member in probabilities.items():
+            probability = torch.cat([by_member[i] for i in columns], dim=1)
+            reached = _accuracy(highest_posterior(labels, probability).labels, truth)
             rows.append(StudyRow(ensemble.setting, ensemble.fault, len(columns), names, rule, reached, *baselines))
     return rows
 
@@ -176,6 +175,10 @@ def summarise_study(rows: Sequence[StudyRow]) -> list[StudySummary]:
     return [_summary(*key, group) for key, group in groups.items()]
 
 
+def _may_meet(one: Member, other: Member) -> bool:
+    return one.family != other.family and torch.equal(one.truth, other.truth)
+
+
 def _of_families(
     members: Sequence[Member], candidates: Sequence[int], size: int, setting: Setting, fault: str
 ) -> Iterator[Ensemble]:
@@ -184,12 +187,12 @@ def _of_families(
             yield Ensemble(setting, fault, columns)
 
 
-def _fit(name: str, predictor: FailurePredictor, calibration: Evidence, correct: Tensor, test: Evidence) -> Tensor:
+def _fit(name: str, predictor: FailurePredictor, member: Member, correct: Tensor) -> Tensor:
     if not predictor.judges_alone:
         raise ConfigurationError(
             f"predictor {name!r} weighs versions together; a study needs one that judges each alone"
         )
-    return predictor.fit(calibration, correct).failure_probability(test)
+    return predictor.fit(member.calibration, correct).failure_probability(member.test)
 
 
 def _baselines(labels: Tensor, truth: Tensor, best: int) -> tuple[float, float, float]:
@@ -197,14 +200,6 @@ def _baselines(labels: Tensor, truth: Tensor, best: int) -> tuple[float, float, 
     right = labels == truth[:, None]
     majority = majority_vote(labels, torch.zeros(labels.shape)).labels
     return _accuracy(majority, truth), float(right[:, best].double().mean()), float(right.any(1).double().mean())
-
-
-def _side_by_side(columns: Sequence[Evidence]) -> Evidence:
-    return Evidence(
-        labels=torch.cat([column.labels for column in columns], dim=1),
-        distance=torch.cat([column.distance for column in columns], dim=1),
-        found=torch.cat([column.found for column in columns], dim=1),
-    )
 
 
 def _accuracy(labels: Tensor, truth: Tensor) -> float:

@@ -10,7 +10,10 @@ from deepfailguard.guard.verdict import VersionHealth
 from deepfailguard.types import NO_ANSWER, Distances
 from deepfailguard.versions.version import Version, device_of, evaluating
 
-__all__ = ["Answers", "ask"]
+__all__ = ["Answers", "ask", "piece_size"]
+
+_PIECE = 256
+_SAME_LOGIT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +48,54 @@ def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -
         return _no_answers(version, len(images), f"{type(error).__name__}: {error}")
 
 
+def piece_size(estimator: DistanceEstimator | None) -> int:
+    """How many inputs to run at once: the estimator's batch, so that live and cached run the same batches."""
+    return int(getattr(estimator, "batch_size", _PIECE))
+
+
 @torch.no_grad()
 def _forward(version: Version, images: Tensor) -> Tensor:
-    with evaluating(version.model):
-        output = version.model(images.to(device_of(version.model)))
+    with evaluating(version.model):  # a copy: a model that works in place must not reach the others' inputs
+        output = version.model(images.to(device_of(version.model), copy=True))
     expected = (len(images), version.classes)
     if not isinstance(output, Tensor) or output.shape != expected:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"returned {came} instead of logits of shape {expected}")
-    return output.detach().double().cpu()
+    return output.detach().cpu().double()  # in this order: not every device has float64
 
 
 def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Answers:
     if len(images) == 0:
         return _no_answers(version, 0, "")
-    logits = _forward(version, images)
+    logits = torch.cat([_forward(version, piece) for piece in images.split(piece_size(estimator))])
     sound = torch.isfinite(logits).all(1)
     if estimator is None:
         nothing = torch.zeros(len(images))
         distances = Distances(logits.argmax(1), nothing, nothing.bool())
     else:
         distances = estimator(version.model, images)
+        _check_labels(logits, distances.labels, sound)
     labels = torch.where(sound, distances.labels, NO_ANSWER)
     probabilities = torch.where(sound[:, None], logits, 0.0).softmax(1) * sound[:, None]
     bad = int((~sound).sum())
     problem = f"logits of {bad} of {len(images)} inputs are NaN or infinite" if bad else ""
     health = VersionHealth(version.name, int((labels != NO_ANSWER).sum()), len(images), problem)
     return Answers(probabilities, Distances(labels, distances.size, distances.found & sound), health)
+
+
+def _check_labels(logits: Tensor, labels: Tensor, sound: Tensor) -> None:
+    """Refuse distances of another model than the one that answers: a stale cache, say.
+
+    The search runs the model in other batches, so where two logits are all but equal either may win.
+    """
+    top = logits.amax(1)
+    own = logits.gather(1, labels.clamp_min(0)[:, None]).squeeze(1)
+    differs = sound & ((labels == NO_ANSWER) | (top - own > _SAME_LOGIT * top.abs().clamp_min(1.0)))
+    if differs.any():
+        raise ValueError(
+            f"the boundary distances tell another answer than the model for {int(differs.sum())} of {len(labels)} "
+            "inputs; delete the cache of distances if the model's code was changed"
+        )
 
 
 def _no_answers(version: Version, asked: int, problem: str) -> Answers:

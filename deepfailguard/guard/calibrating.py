@@ -7,27 +7,25 @@ from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
-from deepfailguard.errors import DataFormatError, WrongOutputError
-from deepfailguard.guard.asking import ask
+from deepfailguard.data.base import ImageSet
+from deepfailguard.errors import ConfigurationError, DataFormatError, WrongOutputError
+from deepfailguard.guard.asking import ask, piece_size
 from deepfailguard.guard.saved import GuardCard
 from deepfailguard.progress import track
 from deepfailguard.types import Bounds, Distances, Evidence
 from deepfailguard.versions.version import Version
 
-__all__ = ["check_inside", "check_labels", "estimator_for", "gather", "make_card", "piece_size"]
-
-_PIECE = 256
-
-
-def piece_size(distance: DistanceEstimator | None) -> int:
-    """How many inputs to ask at once: the estimator's own batch, so that live and cached run the same batches."""
-    return int(getattr(distance, "batch_size", _PIECE))
+__all__ = ["check_inside", "check_labels", "estimator_for", "gather", "make_card"]
 
 
 def estimator_for(version: Version, distance: DistanceEstimator | None, cache: Path | None) -> DistanceEstimator | None:
     """The estimator that a version is asked with: cached if there is a cache."""
     if distance is None or cache is None:
         return distance
+    if not version.model.state_dict():
+        raise ConfigurationError(
+            f"distances of version {version.name!r} cannot be cached: it has no weights to know it by; leave out cache"
+        )
     return CachedDistance(distance, cache, version.fingerprint)
 
 
@@ -38,7 +36,12 @@ def gather(versions: Sequence[Version], estimators: Sequence[DistanceEstimator |
         WrongOutputError: a version fails on an image; a guard must not be fitted on half of its evidence.
     """
     pairs = zip(versions, estimators, strict=True)
-    return Evidence.stack([_ask_all(version, estimator, images) for version, estimator in pairs])
+    try:
+        return Evidence.stack([_ask_all(version, estimator, images) for version, estimator in pairs])
+    finally:
+        for estimator in estimators:
+            if isinstance(estimator, CachedDistance):
+                estimator.close()  # what was computed is kept, whatever happened
 
 
 def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Distances:
@@ -55,7 +58,9 @@ def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tens
     return Distances.concatenate(answered)
 
 
-def make_card(versions: Sequence[Version], classes: tuple[str, ...], bounds: Bounds, correct: Tensor) -> GuardCard:
+def make_card(
+    versions: Sequence[Version], classes: tuple[str, ...], bounds: Bounds, data: ImageSet, correct: Tensor
+) -> GuardCard:
     """The card of a guard that is fitted on evidence of which `correct` (B, N) tells what was right."""
     return GuardCard(
         classes=classes,
@@ -65,6 +70,8 @@ def make_card(versions: Sequence[Version], classes: tuple[str, ...], bounds: Bou
         cards=tuple(version.card for version in versions),
         calibration_accuracy=tuple(correct.double().mean(0).tolist()),
         calibration_size=len(correct),
+        calibration_fingerprint=data.fingerprint,
+        input_shape=data.image_shape,
     )
 
 

@@ -45,6 +45,8 @@ def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) 
 
 def _named(models: Models) -> dict[str, Version | nn.Module]:
     if isinstance(models, Mapping):
+        for name, model in models.items():
+            _module_name(model, name)
         return dict(models)
     names = [model.name if isinstance(model, Version) else _module_name(model, i) for i, model in enumerate(models)]
     twice = {name for name in names if names.count(name) > 1}
@@ -53,9 +55,9 @@ def _named(models: Models) -> dict[str, Version | nn.Module]:
     return dict(zip(names, models, strict=True))
 
 
-def _module_name(model: object, position: int) -> str:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"expected a torch module as version {position}, got a {type(model).__name__}")
+def _module_name(model: object, position: int | str) -> str:
+    if not isinstance(model, (nn.Module, Version)):
+        raise ConfigurationError(f"expected a torch module as version {position!r}, got a {type(model).__name__}")
     return f"{type(model).__name__}-{position}"
 
 
@@ -63,7 +65,7 @@ def _module_name(model: object, position: int) -> str:
 def _output_width(name: str, model: nn.Module, example: Tensor) -> int:
     try:
         with evaluating(model):
-            output = model(example.to(device_of(model)))
+            output = model(example.to(device_of(model), copy=True))
     except Exception as error:
         raise WrongOutputError(
             f"version {name!r} cannot take an input of shape {tuple(example.shape)}: {type(error).__name__}: {error}"

@@ -1,5 +1,6 @@
 """`GuardedPredictor`: several versions that answer as one, and know when not to."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -47,6 +48,7 @@ class GuardedPredictor(nn.Module):
         self.models = nn.ModuleList([version.model for version in versions])
         self.saved = saved
         self.cache = cache
+        self._one_at_a_time = threading.Lock()  # asking changes a model's mode for a moment
         self._estimators = [estimator_for(version, saved.distance, cache) for version in versions]
 
     @classmethod
@@ -91,7 +93,7 @@ class GuardedPredictor(nn.Module):
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         evidence = gather(enrolled, estimators, data.images)
         correct = evidence.labels == data.labels.cpu()[:, None]
-        card = make_card(enrolled, names, bounds, correct)
+        card = make_card(enrolled, names, bounds, data, correct)
         return cls(enrolled, SavedGuard(card, predictor.fit(evidence, correct), decision, distance), cache)
 
     @torch.no_grad()
@@ -101,17 +103,20 @@ class GuardedPredictor(nn.Module):
         A version that fails is left out and named in ``verdict.health``; an input that is not finite or out of
         bounds is left unanswered and named in ``verdict.problems``. Neither touches the other answers.
 
+        Threads may call it together; they are served one after the other.
+
         Args:
-            images: (B, C, H, W) on any device, B >= 0.
+            images: (B, C, H, W) floating point on any device, of the calibration images' size, B >= 0.
+
+        Raises:
+            DataFormatError: the batch has another shape or dtype.
         """
-        if images.ndim != 4:
-            raise DataFormatError(
-                f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension"
-            )
+        images = self._checked(images)
         outside = self.saved.card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
         good = (~outside).nonzero().flatten().cpu()
         asked = images[good.to(images.device)]
-        answers = [ask(v, e, asked) for v, e in zip(self.versions, self._estimators, strict=True)]
+        with self._one_at_a_time:
+            answers = [ask(v, e, asked) for v, e in zip(self.versions, self._estimators, strict=True)]
         return self._verdict(answers, good, len(images))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -154,6 +159,23 @@ class GuardedPredictor(nn.Module):
         saved = load_guard(Path(folder), trusted)
         guard = cls(load_versions(Path(folder), saved.card, trusted, models), saved, cache)
         return guard.to(device)
+
+    def _checked(self, images: Tensor) -> Tensor:
+        expected = self.saved.card.input_shape
+        if images.ndim != 4:
+            raise DataFormatError(
+                f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension"
+            )
+        if tuple(images.shape[1:]) != expected:
+            raise DataFormatError(
+                f"expected images of shape {expected} as in calibration, got {tuple(images.shape[1:])}"
+            )
+        if not images.is_floating_point():
+            bounds = self.saved.card.bounds
+            raise DataFormatError(
+                f"expected floating point images in [{bounds.low}, {bounds.high}], got {images.dtype}"
+            )
+        return images.float()
 
     def _verdict(self, answers: list[Answers], good: Tensor, batch: int) -> Verdict:
         evidence = Evidence.stack([answer.distances for answer in answers])

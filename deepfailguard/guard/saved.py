@@ -1,5 +1,6 @@
 """A guard as one folder: ``guard.json``, ``predictor.safetensors``, ``versions/*.safetensors``. No pickle."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from torch import nn
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.decision.base import DecisionRule
 from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
-from deepfailguard.identity import describe, rebuild, weights_fingerprint
+from deepfailguard.identity import describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
-from deepfailguard.versions.version import Version
+from deepfailguard.versions.version import Version, load_weights
 
 __all__ = ["GuardCard", "SavedGuard", "load_guard", "load_versions", "save_guard"]
 
@@ -35,6 +36,8 @@ class GuardCard:
         cards: their identity cards; None for models that deepfailguard did not train.
         calibration_accuracy: of each version.
         calibration_size: how many inputs the predictor learned from.
+        calibration_fingerprint: hash of these inputs and their labels.
+        input_shape: (C, H, W).
     """
 
     classes: tuple[str, ...]
@@ -44,6 +47,8 @@ class GuardCard:
     cards: tuple[IdentityCard | None, ...]
     calibration_accuracy: tuple[float, ...]
     calibration_size: int
+    calibration_fingerprint: str
+    input_shape: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,11 @@ class SavedGuard:
 
 def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> None:
     """Write a guard; its card comes last, so a folder without one is not a guard."""
-    for name, model in zip(guard.card.names, models, strict=True):
-        save_tensors(_weights(folder, name), model.state_dict())
-    save_tensors(folder / _PREDICTOR, guard.predictor.state())
+    (folder / _CARD).unlink(missing_ok=True)
+    for position, model in enumerate(models):
+        save_tensors(_weights(folder, position, guard.card.names[position]), model.state_dict())
+    state = guard.predictor.state()
+    save_tensors(folder / _PREDICTOR, state)
     content = {
         "classes": list(guard.card.classes),
         "bounds": [guard.card.bounds.low, guard.card.bounds.high],
@@ -82,6 +89,9 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
             )
         ],
         "calibration_size": guard.card.calibration_size,
+        "calibration_fingerprint": guard.card.calibration_fingerprint,
+        "input_shape": list(guard.card.input_shape),
+        "learned": digest_tensors(state),
         "predictor": describe(guard.predictor),
         "decision": describe(guard.decision),
         "distance": describe(guard.distance),
@@ -101,7 +111,10 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
         raise FileNotFoundError(f"{folder} holds no guard (no {_CARD}); make one with scripts/train_guard.py or save()")
     content = load_json(folder / _CARD)
     predictor: FailurePredictor = rebuild(content["predictor"], trusted)
-    predictor = predictor.with_state(load_tensors(folder / _PREDICTOR).tensors)
+    state = load_tensors(folder / _PREDICTOR).tensors
+    if digest_tensors(state) != content["learned"]:
+        raise CorruptFileError(f"{folder / _PREDICTOR} belongs to another guard than {_CARD}; save the guard again")
+    predictor = predictor.with_state(state)
     return SavedGuard(
         _card(content), predictor, rebuild(content["decision"], trusted), rebuild(content["distance"], trusted)
     )
@@ -125,7 +138,8 @@ def load_versions(
     for position, name in enumerate(card.names):
         identity = card.cards[position]
         model = _build(name, identity, trusted) if models is None else models[position]
-        _load_weights(_weights(folder, name), model, card.fingerprints[position])
+        _check_kind(model, position)
+        _load_weights(_weights(folder, position, name), model, card.fingerprints[position])
         versions.append(Version(name, model, len(card.classes), card.bounds, card.fingerprints[position], identity))
     return versions
 
@@ -144,14 +158,26 @@ def _build(name: str, card: IdentityCard | None, trusted: Sequence[str]) -> nn.M
 def _load_weights(path: Path, model: nn.Module, fingerprint: str) -> None:
     if not path.is_file():
         raise VersionNotFoundError(f"the guard has lost a version: no file {path}; save the guard again")
-    model.load_state_dict(load_tensors(path).tensors)
+    load_weights(model, load_tensors(path).tensors, path.stem)
     if weights_fingerprint(model) != fingerprint:
         raise CorruptFileError(f"{path} holds other weights than the guard was fitted with; save the guard again")
     model.eval()
 
 
-def _weights(folder: Path, name: str) -> Path:
-    return folder / _VERSIONS / f"{name.replace('/', '_')}.safetensors"
+def _check_kind(model: object, position: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"expected a torch module as model {position}, got a {type(model).__name__}")
+
+
+def _weights(folder: Path, position: int, name: str) -> Path:
+    """The number keeps apart names that differ only in what a file name cannot hold."""
+    safe = re.sub(r"[^\w.+@-]", "_", name)
+    return folder / _VERSIONS / f"{position}-{safe}.safetensors"
+
+
+def _shape(shape: list[int]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
 
 
 def _card(content: dict[str, Any]) -> GuardCard:
@@ -164,4 +190,6 @@ def _card(content: dict[str, Any]) -> GuardCard:
         cards=tuple(None if v["card"] is None else IdentityCard.from_json(v["card"]) for v in versions),
         calibration_accuracy=tuple(version["accuracy"] for version in versions),
         calibration_size=content["calibration_size"],
+        calibration_fingerprint=content["calibration_fingerprint"],
+        input_shape=_shape(content["input_shape"]),
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from deepfailguard.data.base import Splits
-from deepfailguard.errors import ConfigurationError
+from deepfailguard.errors import CacheMissError, ConfigurationError
 from deepfailguard.evaluation.records import Evaluation
-from deepfailguard.guard.calibrating import piece_size
+from deepfailguard.guard.asking import piece_size
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.judging import judge
 from deepfailguard.guard.saved import GuardCard, SavedGuard
@@ -27,6 +27,7 @@ class _Judged:
     evidence: Evidence
     failure_probability: Tensor
     decision: Decision
+    problems: dict[str, str]
 
 
 def evaluate_cached(saved: SavedGuard, splits: Splits, cache: Path) -> Evaluation:
@@ -42,9 +43,8 @@ def evaluate_cached(saved: SavedGuard, splits: Splits, cache: Path) -> Evaluatio
         )
     evidence = read_evidence(saved.card.fingerprints, splits.test.images, saved.distance, cache)
     judgement = judge(evidence, saved.predictor, saved.decision)
-    calibration = read_evidence(saved.card.fingerprints, splits.calibration.images, saved.distance, cache)
-    judged = _Judged(evidence, judgement.failure_probability, judgement.decision)
-    return _evaluation("cached", saved, splits, judged, calibration)
+    judged = _Judged(evidence, judgement.failure_probability, judgement.decision, {})
+    return _evaluation("cached", saved, splits, judged, _calibration_evidence(saved, splits, cache))
 
 
 def evaluate_live(guard: GuardedPredictor, splits: Splits) -> Evaluation:
@@ -56,11 +56,15 @@ def evaluate_live(guard: GuardedPredictor, splits: Splits) -> Evaluation:
 
 
 def check_guard(card: GuardCard, splits: Splits) -> None:
-    """Refuse to evaluate a guard on data of other classes."""
+    """Refuse to evaluate a guard on data of other classes or another shape."""
     if card.classes != splits.classes:
         raise ConfigurationError(
             f"the guard answers for the classes {', '.join(card.classes[:5])}, ... ({len(card.classes)}), "
             f"data set {splits.name!r} has {', '.join(splits.classes[:5])}, ... ({len(splits.classes)})"
+        )
+    if card.input_shape != splits.input_shape:
+        raise ConfigurationError(
+            f"the guard takes images of shape {card.input_shape}, data set {splits.name!r} has {splits.input_shape}"
         )
 
 
@@ -76,7 +80,29 @@ def _join(verdicts: Sequence[Verdict]) -> _Judged:
         weights=torch.cat([verdict.weights for verdict in verdicts]),
         abstained=torch.cat([verdict.abstained for verdict in verdicts]),
     )
-    return _Judged(evidence, torch.cat([v.version_failure_probability for v in verdicts]), decision)
+    probability = torch.cat([verdict.version_failure_probability for verdict in verdicts])
+    return _Judged(evidence, probability, decision, _problems(verdicts))
+
+
+def _problems(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """What went wrong, by version: how much was not answered and why at first."""
+    problems = {}
+    for states in zip(*(verdict.health for verdict in verdicts), strict=True):
+        missing = sum(state.asked - state.answered for state in states)
+        if missing:
+            first = next(state.problem for state in states if not state.healthy)
+            problems[f"{states[0].name} failed"] = f"{missing} inputs without an answer; {first}"
+    return problems
+
+
+def _calibration_evidence(saved: SavedGuard, splits: Splits, cache: Path) -> Evidence | None:
+    """For the pictures only, so it is left out if it is not what the guard was fitted on."""
+    if saved.distance is None or splits.calibration.fingerprint != saved.card.calibration_fingerprint:
+        return None
+    try:
+        return read_evidence(saved.card.fingerprints, splits.calibration.images, saved.distance, cache)
+    except CacheMissError:
+        return None
 
 
 def _evaluation(
@@ -102,5 +128,6 @@ def _evaluation(
             "predictor": type(saved.predictor).__name__,
             "decision": getattr(getattr(saved.decision, "func", saved.decision), "__name__", repr(saved.decision)),
             "distance": "none" if saved.distance is None else repr(saved.distance),
+            **judged.problems,
         },
     )

@@ -74,7 +74,7 @@ def with_test_faults(splits: Splits, faults: Sequence[Any], seed: int) -> Splits
 
 
 def check_same_data(cards: Sequence[IdentityCard], splits: Splits) -> None:
-    """Refuse versions that answer other classes or take other inputs than the data set has."""
+    """Refuse versions that answer other classes, take other inputs, or may have seen the other parts in training."""
     for card in cards:
         if card.classes != splits.classes:
             raise ConfigurationError(
@@ -85,6 +85,12 @@ def check_same_data(cards: Sequence[IdentityCard], splits: Splits) -> None:
             raise ConfigurationError(
                 f"version {card.name} takes images of shape {card.input_shape}, "
                 f"but those of data set {splits.name!r} have {splits.input_shape}"
+            )
+        if card.source_fingerprint != splits.train.fingerprint:
+            raise ConfigurationError(
+                f"version {card.name} was trained on another split of {splits.name!r}, so it may have seen the "
+                "calibration images; use the same data set settings as in training (dataset.limit, for one; "
+                "limit.calibration and limit.test shorten these parts and nothing else)"
             )
 
 

@@ -58,12 +58,12 @@ def study_published(folder: Path, dataset: str, sizes: Sequence[int]) -> Study:
 
 def _study(cache: PublishedCache, names: Sequence[PublishedName], sizes: Sequence[int]) -> list[StudyRow]:
     versions = [cache.load(name.dataset, name.model, name.bug) for name in names]
-    members = [_member(version) for version in versions]
+    truth = cache.truth(names[0].dataset, names[0].bug)
+    members = [_member(version, truth) for version in versions]
     accuracy = torch.tensor([published_accuracy(v.dataset, v.model, v.bug) for v in versions], dtype=torch.float64)
     evidence = Evidence.stack([version.distances for version in versions])
     probability = _predictor(versions, accuracy).failure_probability(evidence)
-    truth = cache.truth(names[0].dataset, names[0].bug)
-    return tabulate(members, truth, {"deepfailguard_paper": probability}, accuracy, sizes)
+    return tabulate(members, {"deepfailguard_paper": probability.split(1, dim=1)}, accuracy, sizes)
 
 
 def _predictor(versions: Sequence[PublishedVersion], accuracy: Tensor) -> KdePredictor:
@@ -72,8 +72,8 @@ def _predictor(versions: Sequence[PublishedVersion], accuracy: Tensor) -> KdePre
     return KdePredictor.from_densities(right, wrong, accuracy)
 
 
-def _member(version: PublishedVersion) -> Member:
+def _member(version: PublishedVersion, truth: Tensor) -> Member:
     test = Evidence.stack([version.distances])
     fault = f"bug{version.bug}" if version.bug else ""
     name = f"{version.model}+{fault}" if fault else version.model
-    return Member(name, version.model, fault, calibration=test[:0], test=test)
+    return Member(name, version.model, fault, calibration=test[:0], test=test, truth=truth)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.searching import within
-from deepfailguard.data.base import Splits
+from deepfailguard.data.base import ImageSet, Splits
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.evaluation.records import Member
 from deepfailguard.evaluation.report.writing import write_study
@@ -70,7 +69,7 @@ def study(
     """Run the whole study; distances that the cache lacks are computed first."""
     members = prepare_members(plan, pool, device)
     splits = plan.splits
-    rows = run_study(members, splits.calibration.labels, splits.test.labels, rules, sizes)
+    rows = run_study(members, splits.calibration.labels, rules, sizes)
     if not rows:
         families = sorted({member.family for member in members})
         raise ConfigurationError(
@@ -88,16 +87,17 @@ def prepare_members(plan: StudyPlan, pool: Pool, device: torch.device) -> list[M
     check_same_data(plan.cards, plan.splits)
     calibration, test = plan.splits.calibration.images, plan.splits.test.images
     cache_distances(plan.cards, {"calibration": calibration, "test": test}, plan.distance, plan.cache, pool, device)
-    members = [_member(plan, card, "+".join(card.faults), test) for card in plan.cards]
+    members = [_member(plan, card, "+".join(card.faults), plan.splits.test) for card in plan.cards]
     sound = [card for card in plan.cards if not card.faults]
     for fault in plan.test_faults:
-        inputs = with_test_faults(plan.splits, [fault], plan.seed).test.images
-        cache_distances(sound, {f"test with {fault.name}": inputs}, plan.distance, plan.cache, pool, device)
+        inputs = with_test_faults(plan.splits, [fault], plan.seed).test
+        images = {f"test with {fault.name}": inputs.images}
+        cache_distances(sound, images, plan.distance, plan.cache, pool, device)
         members += [_member(plan, card, fault.name, inputs) for card in sound]
     return members
 
 
-def _member(plan: StudyPlan, card: IdentityCard, fault: str, test: Tensor) -> Member:
+def _member(plan: StudyPlan, card: IdentityCard, fault: str, test: ImageSet) -> Member:
     calibration = plan.splits.calibration.images
     distance = within(plan.distance, plan.splits.bounds)
     return Member(
@@ -105,5 +105,6 @@ def _member(plan: StudyPlan, card: IdentityCard, fault: str, test: Tensor) -> Me
         family=card.name.rsplit("-s", 1)[0].split("+")[0],
         fault=fault,
         calibration=read_evidence([card.fingerprint], calibration, distance, plan.cache),
-        test=read_evidence([card.fingerprint], test, distance, plan.cache),
+        test=read_evidence([card.fingerprint], test.images, distance, plan.cache),
+        truth=test.labels,
     )

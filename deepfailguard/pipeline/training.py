@@ -73,24 +73,31 @@ class _Plan:
 
     spec: VersionSpec
     splits: Splits
+    source_fingerprint: str
     receipts: tuple[Receipt, ...]
 
     @property
     def key(self) -> str:
-        return self.spec.key(len(self.splits.classes), self.splits.train.fingerprint)
+        return self.spec.key(self.splits.classes, self.splits.train.fingerprint)
 
 
 def train_version(request: TrainRequest, pool: Pool, trainer: Trainer) -> FiledVersion:
     """Return the version from the pool, after training it if it is not there yet.
 
     Weight faults act on a trained version: the version without them is found or trained first.
+
+    Raises:
+        ConfigurationError: a fault of test inputs, or a trainer with controlling hooks: what they do to the
+            weights is not in the version's identity, and it would be found again as a sound one.
     """
+    if any(getattr(hook, "role", "observer") == "controller" for hook in trainer.hooks):
+        raise ConfigurationError("a version that controlling hooks change has no identity; call Trainer.train instead")
     splits = request.source.load()
     by_kind = _sort_faults(request.faults)
     spec = VersionSpec(splits.name, request.architecture, request.recipe, request.seed)
     program = inject_all(by_kind["program"], spec, request.seed)
     data = inject_all(by_kind["training_data"], splits, request.seed)
-    plan = _Plan(program.target, data.target, (*program.receipts, *data.receipts))
+    plan = _Plan(program.target, data.target, splits.train.fingerprint, (*program.receipts, *data.receipts))
     filed = _find_or_train(plan, pool, trainer)
     if by_kind["weights"]:
         return _with_weight_faults(filed, by_kind["weights"], plan.splits, pool, trainer.device)
@@ -109,7 +116,7 @@ def accuracy(model: nn.Module, images: ImageSet) -> float:
 @torch.no_grad()
 def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluating(model):
-        output: Tensor = model(images.to(device_of(model)))
+        output: Tensor = model(images.to(device_of(model), copy=True))
     return output.cpu()
 
 
@@ -163,6 +170,7 @@ def _card(plan: _Plan, result: TrainingResult) -> IdentityCard:
         name=_name(plan.spec.architecture, plan.receipts, plan.spec.seed),
         key=plan.key,
         dataset=splits.name,
+        source_fingerprint=plan.source_fingerprint,
         train_fingerprint=splits.train.fingerprint,
         classes=splits.classes,
         input_shape=splits.input_shape,

@@ -19,7 +19,7 @@ def shuffled_batches(images: ImageSet, batch_size: int, seed: int, flip_and_crop
     random = generator(seed, "batches")
     order = torch.randperm(len(images), generator=random)
     for positions in order.split(batch_size):
-        if len(positions) == 1 and len(images) > 1:
+        if len(positions) == 1 and batch_size > 1 and len(images) > 1:
             continue
         batch = images.take(positions)
         yield ImageSet(_flip_and_crop(batch.images, random), batch.labels) if flip_and_crop else batch

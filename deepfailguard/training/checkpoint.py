@@ -25,6 +25,7 @@ class Progress:
         best_epoch: when it was reached.
         best_weights: the weights that reached it.
         scaler: state of the loss scaling of fp16 training.
+        stop_reason: why it was stopped early; it stays stopped when it is resumed.
     """
 
     epoch: int = 0
@@ -34,6 +35,7 @@ class Progress:
     best_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    stop_reason: str | None = None
 
     def record(self, **values: float) -> None:
         """Append one epoch's measurements to the curves."""
@@ -60,6 +62,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer, progress
         "best_loss": best,
         "best_epoch": progress.best_epoch,
         "scaler": progress.scaler,
+        "stop_reason": progress.stop_reason,
         "numbers": numbers,
     }
     save_tensors(path, tensors, metadata)
@@ -83,6 +86,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Optimizer) -> Progr
         best_epoch=file.metadata["best_epoch"],
         best_weights=_with_prefix(file.tensors, "best."),
         scaler=file.metadata["scaler"],
+        stop_reason=file.metadata["stop_reason"],
     )
 
 

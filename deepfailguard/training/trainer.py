@@ -117,9 +117,11 @@ class _Run:
         if self.recipe.patience is not None:
             learn, validate = hold_out(images, self.recipe.validation_share, self.spec.seed)
         self.context.epoch, self.context.step = self.progress.epoch, self.progress.step
+        self.context.stop_reason = self.progress.stop_reason
         self.hooks.call("on_start", self.context)
         try:
             self._epochs(learn, validate, checkpoint)
+            self._check_weights()
         except BaseException as error:
             self.hooks.error(self.context, error)
             raise
@@ -138,7 +140,7 @@ class _Run:
         while self.progress.epoch < self.recipe.epochs and not self.context.stop_reason:
             self._epoch(learn, validate, per_epoch, ticks)
             if checkpoint is not None:
-                self.progress.scaler = self.scaler.state_dict()
+                self.progress.scaler, self.progress.stop_reason = self.scaler.state_dict(), self.context.stop_reason
                 save_checkpoint(checkpoint, self.model, self.optimizer, self.progress)
             self._stop_without_patience_left()
         for _ in ticks:  # let the progress display end
@@ -190,10 +192,19 @@ class _Run:
 
     def _finite(self, loss: Tensor) -> float:
         value = float(loss.detach())
-        if math.isfinite(value):
-            return value
-        raise TrainingDivergedError(
-            f"{self.spec.name}: the loss is {value} in epoch {self.progress.epoch}, step {self.progress.step} "
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}")
+        return value
+
+    def _check_weights(self) -> None:
+        """The last step's damage shows in no loss."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise self._diverged(f"{name} is not finite")
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{self.spec.name}: {what} in epoch {self.progress.epoch}, step {self.progress.step} "
             f"(learning rate {self.optimizer.param_groups[0]['lr']:.3g}); "
             "lower training.learning_rate or set training.gradient_clip=1"
         )
@@ -205,7 +216,7 @@ class _Run:
                 images.images.split(self.recipe.batch_size), images.labels.split(self.recipe.batch_size), strict=True
             )
             total = sum(float(self.loss(self.model(x.to(self.device)), y.to(self.device))) * len(y) for x, y in parts)
-        loss = total / len(images)
+        loss = self._finite(torch.tensor(total / len(images)))
         self.progress.record(validation_loss=loss)
         if loss < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_epoch = loss, self.progress.epoch

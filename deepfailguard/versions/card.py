@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deepfailguard.errors import CorruptFileError
 from deepfailguard.types import Bounds, Change, Receipt
 
 __all__ = ["IdentityCard"]
@@ -16,6 +17,7 @@ class IdentityCard:
         name: name for people.
         key: identity: the same key, the same weights.
         dataset: name of the data set.
+        source_fingerprint: hash of the data set's train part, before any fault: inputs that it may have seen.
         train_fingerprint: hash of the images and labels it was trained on, after the faults.
         classes: class names in label order.
         input_shape: (C, H, W).
@@ -34,6 +36,7 @@ class IdentityCard:
     name: str
     key: str
     dataset: str
+    source_fingerprint: str
     train_fingerprint: str
     classes: tuple[str, ...]
     input_shape: tuple[int, int, int]
@@ -59,7 +62,20 @@ class IdentityCard:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "IdentityCard":
-        """From what `to_json` returned."""
+        """From what `to_json` returned.
+
+        Raises:
+            CorruptFileError: fields are missing or unknown.
+        """
+        try:
+            return cls._from_json(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFileError(
+                f"not an identity card of this version of deepfailguard: {error}; train the version again"
+            ) from error
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> "IdentityCard":
         receipts = tuple(
             Receipt(r["fault"], r["settings"], r["seed"], tuple(Change(**change) for change in r["changes"]))
             for r in content["receipts"]

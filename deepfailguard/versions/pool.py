@@ -1,8 +1,12 @@
 """The versions that exist on disk, found again by identity or by name."""
 
 import difflib
+import glob
+import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +16,11 @@ from deepfailguard.errors import AmbiguousVersionError, CorruptFileError, Versio
 from deepfailguard.identity import rebuild, weights_fingerprint
 from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
 from deepfailguard.versions.card import IdentityCard
-from deepfailguard.versions.version import Version
+from deepfailguard.versions.version import Version, load_weights
 
 __all__ = ["TRUSTED_PACKAGES", "Pool"]
+
+logger = logging.getLogger(__name__)
 
 TRUSTED_PACKAGES = ("deepfailguard", "mymodel")
 _CARD, _WEIGHTS = "card.json", "weights.safetensors"
@@ -34,14 +40,23 @@ class Pool:
         self.trusted = tuple(trusted)
 
     def cards(self, dataset: str | None = None) -> list[IdentityCard]:
-        """Cards of all versions (of one data set), ordered by name."""
-        found = sorted(self.folder.glob(f"{dataset or '*'}/*/{_CARD}"))
-        return sorted((IdentityCard.from_json(load_json(path)) for path in found), key=lambda c: (c.name, c.key))
+        """Cards of all versions (of one data set), ordered by name; damaged ones are left out and logged.
+
+        Versions that bear the same name are given their keys: ``NAME@KEY``.
+        """
+        paths = self.folder.glob(f"{glob.escape(dataset) if dataset else '*'}/*/{_CARD}")
+        cards = [card for path in sorted(paths) if (card := _read_card(path)) is not None]
+        names = Counter(card.name for card in cards)
+        named = [replace(c, name=f"{c.name}@{c.key[:_SHORT]}") if names[c.name] > 1 else c for c in cards]
+        return sorted(named, key=lambda card: (card.name, card.key))
 
     def find(self, key: str) -> IdentityCard | None:
-        """The card of the version with this identity, None if it does not exist yet."""
-        paths = list(self.folder.glob(f"*/*@{key[:_SHORT]}/{_CARD}"))
-        return IdentityCard.from_json(load_json(paths[0])) if paths else None
+        """The card of the version with this identity; None if it does not exist yet or is damaged (logged)."""
+        for path in self.folder.glob(f"*/*@{key[:_SHORT]}/{_CARD}"):
+            card = _read_card(path)
+            if card is not None and card.key == key and _is_whole(path.parent / _WEIGHTS, key):
+                return card
+        return None
 
     def save(self, model: nn.Module, card: IdentityCard) -> Path:
         """File a version; the card comes last, so a version without one is not there yet."""
@@ -62,7 +77,7 @@ class Pool:
         tensors = load_tensors(path).tensors
         with torch.random.fork_rng():  # building draws initial weights that are thrown away
             model: nn.Module = rebuild(card.architecture, self.trusted).build(len(card.classes))
-        model.load_state_dict(tensors)
+        load_weights(model, tensors, card.name)
         if weights_fingerprint(model) != card.fingerprint:
             raise CorruptFileError(
                 f"{path} holds other weights than {card.name}'s card says; delete and train it again"
@@ -102,11 +117,11 @@ class Pool:
 
     def _pick(self, name: str, cards: list[IdentityCard], dataset: str) -> IdentityCard:
         wanted, _, key = name.partition("@")
-        matches = [card for card in cards if card.name == wanted and card.key.startswith(key)]
+        matches = [card for card in cards if _plain(card.name) == wanted and card.key.startswith(key)]
         if len(matches) == 1:
             return matches[0]
         if matches:
-            choices = ", ".join(f"{card.name}@{card.key[:_SHORT]}" for card in matches)
+            choices = ", ".join(card.name for card in matches)
             raise AmbiguousVersionError(f"{len(matches)} versions bear the name {name!r}; say which: {choices}")
         known = [card.name for card in cards]
         close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[:5]
@@ -114,4 +129,24 @@ class Pool:
         raise VersionNotFoundError(f"no version {name!r} for data set {dataset!r} below {self.folder}; {hint}")
 
     def _folder(self, card: IdentityCard) -> Path:
-        return self.folder / card.dataset / f"{card.name}@{card.key[:_SHORT]}"
+        return self.folder / card.dataset / f"{_plain(card.name)}@{card.key[:_SHORT]}"
+
+
+def _plain(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _read_card(path: Path) -> IdentityCard | None:
+    try:
+        return IdentityCard.from_json(load_json(path))
+    except CorruptFileError as error:
+        logger.warning("left out a version whose card is damaged, %s: %s", path, error)
+        return None
+
+
+def _is_whole(weights: Path, key: str) -> bool:
+    try:
+        return bool(load_tensors(weights).metadata["key"] == key)
+    except (CorruptFileError, FileNotFoundError, KeyError) as error:
+        logger.warning("a version's weights are damaged or lost, it must be made again: %s", error)
+        return False

@@ -1,5 +1,6 @@
 """What a version is made of, before it exists."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -71,6 +72,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"recipe.{name} must be positive, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigurationError(f"recipe.patience must be at least 1, or None for never, got {self.patience}")
         if not 0 < self.validation_share < 1:
             raise ConfigurationError(f"recipe.validation_share must lie between 0 and 1, got {self.validation_share}")
 
@@ -107,7 +110,7 @@ class VersionSpec:
         """Name for people, e.g. ``compact_resnet+label_noise-s0``."""
         return "+".join([architecture_name(self.architecture), *self.faults]) + f"-s{self.seed}"
 
-    def key(self, classes: int, train_fingerprint: str) -> str:
+    def key(self, classes: Sequence[str], train_fingerprint: str) -> str:
         """Identity of the version that this spec gives on these images: the same key, the same weights."""
         return digest(
             {
@@ -115,7 +118,8 @@ class VersionSpec:
                 "architecture": describe(self.architecture),
                 "recipe": self.recipe.as_dict(),
                 "seed": self.seed,
-                "classes": classes,
+                "dataset": self.dataset,
+                "classes": list(classes),
                 "train": train_fingerprint,
             }
         )

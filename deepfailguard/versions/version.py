@@ -1,18 +1,18 @@
 """One trained model with its identity."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.errors import WrongOutputError
+from deepfailguard.errors import ConfigurationError, WrongOutputError
 from deepfailguard.identity import weights_fingerprint
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
 
-__all__ = ["Version", "check_logits", "device_of", "evaluating"]
+__all__ = ["Version", "check_logits", "device_of", "evaluating", "load_weights"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Version:
             WrongOutputError: the model returned something else.
         """
         with evaluating(self.model):
-            output = self.model(images.to(device_of(self.model)))
+            output = self.model(images.to(device_of(self.model), copy=True))
         return check_logits(output, len(images), self.classes, self.name)
 
 
@@ -71,6 +71,21 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Give a model the weights of a version.
+
+    Raises:
+        ConfigurationError: they are those of another architecture.
+    """
+    try:
+        model.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the weights of version {name!r} do not fit the given {type(model).__name__}: {error}; "
+            "was its architecture changed, or another model given in its place?"
+        ) from error
 
 
 @contextmanager

@@ -52,6 +52,34 @@ def test_fingerprint_sees_every_bit_and_buffer() -> None:
     assert weights_fingerprint(model) != before
 
 
+def test_fingerprint_sees_exchanged_modules_and_unsaved_buffers() -> None:
+    relu, gelu, other = (nn.Sequential(nn.Linear(2, 2), kind()) for kind in (nn.ReLU, nn.GELU, nn.ReLU))
+    for model in (gelu, other):
+        model.load_state_dict(relu.state_dict())
+    assert weights_fingerprint(relu) == weights_fingerprint(other) != weights_fingerprint(gelu)
+    other.register_buffer("mean", torch.ones(1), persistent=False)
+    assert weights_fingerprint(relu) != weights_fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [lambda labels, p: None, nn.Linear(2, 2), nn.Linear, torch.float16, [].append, {1, 2}, object],
+    ids=["lambda", "module", "class", "dtype", "bound method", "set", "object"],
+)
+def test_what_could_not_be_rebuilt_is_refused(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be described"):
+        describe(value)
+
+
+def test_open_ended_settings_are_refused() -> None:
+    class Open:
+        def __init__(self, **settings: int) -> None:
+            self.settings = settings
+
+    with pytest.raises(ConfigurationError, match=r"takes \*args or \*\*kwargs"):
+        describe(Open(width=3))
+
+
 def test_tensor_digest_sees_dtype_shape_and_name() -> None:
     zeros = torch.zeros(4)
     digests = [digest_tensors(t) for t in ({"a": zeros}, {"b": zeros}, {"a": zeros.view(2, 2)}, {"a": zeros.int()})]

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from deepfailguard.errors import ConfigurationError, CorruptFileError, DataForma
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.identity import weights_fingerprint
 from deepfailguard.predictor.prior import PriorPredictor
-from deepfailguard.types import Bounds
+from deepfailguard.types import Bounds, Distances
 from tests.examples import CLASSES, TinyNet, bars, template_model
 
 
@@ -182,12 +183,89 @@ def test_loading_foreign_models_says_what_is_needed(guard: GuardedPredictor, tmp
 
 def test_a_flipped_bit_in_a_saved_guard_is_noticed(guard: GuardedPredictor, tmp_path: Path) -> None:
     guard.save(tmp_path)
-    path = tmp_path / "versions" / "fair.safetensors"
+    path = tmp_path / "versions" / "1-fair.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 16
     path.write_bytes(content)
     with pytest.raises(CorruptFileError, match=r"fair\.safetensors"):
         GuardedPredictor.load(tmp_path, models=[template_model(0), template_model(1), Broken()])
+
+
+def test_parts_of_two_guards_do_not_mix(guard: GuardedPredictor, models: dict[str, nn.Module], tmp_path: Path) -> None:
+    guard.save(tmp_path / "one")
+    GuardedPredictor.fit(models, bars(90, seed=8)).save(tmp_path / "two")
+    source = tmp_path / "two" / "predictor.safetensors"
+    (tmp_path / "one" / "predictor.safetensors").write_bytes(source.read_bytes())
+    with pytest.raises(CorruptFileError, match="belongs to another guard"):
+        GuardedPredictor.load(tmp_path / "one", models=list(models.values()))
+
+
+def test_a_model_of_another_architecture_is_refused(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    with pytest.raises(ConfigurationError, match="weights of version '1-fair' do not fit the given Sequential"):
+        GuardedPredictor.load(tmp_path, models=[template_model(0), TinyNet().build(CLASSES), Broken()])
+
+
+def test_names_that_no_file_can_have_are_saved_apart(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    odd = {"a/b": models["good"], "a_b": models["fair"], "../up": models["breaks"]}
+    GuardedPredictor.fit(odd, bars(60, seed=3)).save(tmp_path / "guard")
+    again = GuardedPredictor.load(tmp_path / "guard", models=[template_model(8), template_model(9), Broken()])
+    assert again.saved.card.names == ("a/b", "a_b", "../up")
+    assert [path.name for path in tmp_path.iterdir()] == ["guard"]
+
+
+def test_a_version_that_works_in_place_reaches_no_other(models: dict[str, nn.Module]) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sound = template_model(0, 0.2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.sound(x)
+            if not x.requires_grad:
+                x.zero_()
+            return logits
+
+    calibration = bars(60, seed=3)
+    before = calibration.images.clone()
+    together = GuardedPredictor.fit({"in place": InPlace(), **models}, calibration)(TEST.images)
+    assert torch.equal(calibration.images, before)
+    alone = GuardedPredictor.fit(models, calibration)(TEST.images)
+    assert torch.equal(together.version_labels[:, 1:], alone.version_labels)
+
+
+def test_distances_of_another_model_are_refused(models: dict[str, nn.Module]) -> None:
+    def stale(model: nn.Module, x: Tensor) -> Distances:
+        return Distances(torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x)), torch.ones(len(x)).bool())
+
+    with pytest.raises(WrongOutputError, match="tell another answer than the model"):
+        GuardedPredictor.fit(models, bars(60, seed=3), distance=stale)
+
+
+def test_a_model_without_weights_cannot_be_cached(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    models["bare"] = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(CLASSES))
+    with pytest.raises(ConfigurationError, match="'bare' cannot be cached"):
+        GuardedPredictor.fit(models, bars(30, seed=3), cache=tmp_path)
+
+
+def test_calibration_is_on_disk_when_fit_returns(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    GuardedPredictor.fit(models, bars(20, seed=3), cache=tmp_path)
+    assert len(list(tmp_path.glob("*/*.parquet"))) == 3
+
+
+def test_half_and_double_precision_are_taken_and_bytes_are_not(guard: GuardedPredictor) -> None:
+    assert torch.equal(guard(TEST.images.double()).labels, guard(TEST.images).labels)
+    with pytest.raises(DataFormatError, match=r"floating point images in \[0.0, 1.0\], got torch.uint8"):
+        guard((TEST.images * 255).byte())
+    with pytest.raises(DataFormatError, match=r"of shape \(1, 8, 8\) as in calibration, got \(3, 8, 8\)"):
+        guard(TEST.images.repeat(1, 3, 1, 1))
+
+
+def test_threads_get_the_answers_of_a_single_one(guard: GuardedPredictor) -> None:
+    expected = guard(TEST.images)
+    with ThreadPoolExecutor(4) as threads:
+        for verdict in threads.map(guard, [TEST.images] * 8):
+            assert torch.equal(verdict.failure_probability, expected.failure_probability)
 
 
 def test_a_cache_gives_the_same_bits(models: dict[str, nn.Module], tmp_path: Path) -> None:

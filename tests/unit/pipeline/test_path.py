@@ -1,15 +1,17 @@
 import csv
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from deepfailguard.boundary.deepfool import FoolboxDeepFool
+from deepfailguard.data.base import Splits
 from deepfailguard.decision.rules import highest_posterior
 from deepfailguard.errors import CacheMissError, ConfigurationError
 from deepfailguard.evaluation.records import Evaluation
-from deepfailguard.faults.test_data import NoisyInputs
+from deepfailguard.faults.test_data import NaturalShiftV4, NoisyInputs
 from deepfailguard.faults.training_data import LabelNoise
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.saved import load_guard
@@ -23,7 +25,7 @@ from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.versions.pool import Pool
 from deepfailguard.versions.spec import Recipe
-from tests.examples import Bars, TinyNet, bar_splits
+from tests.examples import Bars, TinyNet, bar_splits, bars
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=12, batch_size=32, learning_rate=0.01)
@@ -116,15 +118,56 @@ def test_a_study_covers_every_ensemble_of_both_settings(evaluation: Evaluation, 
     assert json.loads((tmp_path / "study.json").read_text())
 
 
+@dataclass(frozen=True)
+class OtherBars:
+    """A test set of its own, with labels and a length of its own."""
+
+    count: int
+
+    def load(self) -> Splits:
+        return replace(bar_splits(), test=bars(self.count, seed=77))
+
+
+@pytest.mark.parametrize("count", [100, 40])
+def test_a_fault_with_test_inputs_of_its_own_is_scored_on_their_truth(
+    evaluation: Evaluation, places: Places, count: int
+) -> None:
+    shift = NaturalShiftV4(OtherBars(count))
+    plan = StudyPlan(places.pool.cards("bars"), bar_splits(), DISTANCE, places.cache, [shift])
+    rows = study(plan, {"prior": PriorPredictor()}, [2, 3], places.pool, CPU).rows
+    shifted = [row for row in rows if row.fault == "natural_shift_v4"]
+    assert {row.setting for row in shifted} == {"same_fault"}
+    test = bars(count, seed=77)
+    cards = {f"{card.name} under natural_shift_v4": card for card in places.pool.cards("bars")}
+    for row in shifted:
+        wanted = [cards[name] for name in row.members.split(", ")]
+        right = [places.pool.load(c, CPU).logits(test.images).argmax(1) == test.labels for c in wanted]
+        assert row.oracle == pytest.approx(float(torch.stack(right).any(0).double().mean()))
+
+
 def test_a_study_without_two_families_says_so(evaluation: Evaluation, places: Places) -> None:
     plan = StudyPlan(places.pool.select(["wide-s0"], "bars"), bar_splits(), DISTANCE, places.cache)
     with pytest.raises(ConfigurationError, match="train more families"):
         study(plan, {"paper": KdePredictor()}, [2], places.pool, CPU)
 
 
-def test_versions_of_other_classes_are_refused(evaluation: Evaluation, places: Places) -> None:
-    from dataclasses import replace
+def test_a_version_that_fails_live_is_named_in_the_evaluation(evaluation: Evaluation, places: Places) -> None:
+    guard = GuardedPredictor.load(places.guard, trusted=TRUSTED)
+    guard.versions[1].model.register_forward_hook(_out_of_memory)
+    facts = evaluate_live(guard, bar_splits()).facts
+    assert facts["middle-s0 failed"] == "100 inputs without an answer; MemoryError: CUDA out of memory"
 
+
+def _out_of_memory(*_: object) -> None:
+    raise MemoryError("CUDA out of memory")
+
+
+def test_versions_that_may_have_seen_the_calibration_images_are_refused(evaluation: Evaluation, places: Places) -> None:
+    with pytest.raises(ConfigurationError, match=r"trained on another split of 'bars'.*dataset\.limit"):
+        check_same_data(places.pool.cards("bars"), bar_splits(200))
+
+
+def test_versions_of_other_classes_are_refused(evaluation: Evaluation, places: Places) -> None:
     other = replace(bar_splits(), classes=("x", "y", "z"))
     with pytest.raises(ConfigurationError, match=r"answers for 3 classes bar 0, bar 1, bar 2.*has 3: x, y, z"):
         check_same_data(places.pool.cards("bars"), other)

@@ -89,10 +89,29 @@ class Stubborn:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
 
 
+@pytest.mark.parametrize("damage", ["lost", "flipped"])
+def test_damaged_weights_are_trained_again(pool: Pool, damage: str) -> None:
+    first = train_version(request(), pool, TRAINER)
+    weights = next(pool.folder.rglob("weights.safetensors"))
+    if damage == "lost":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    again = train_version(request(), pool, TRAINER)
+    assert not again.found_again
+    assert again.card.fingerprint == first.card.fingerprint
+    assert pool.load(again.card, TRAINER.device).fingerprint == first.card.fingerprint
+
+
+def test_what_a_controller_changes_is_not_filed(pool: Pool) -> None:
+    controller = Hook()
+    controller.role = "controller"
+    with pytest.raises(ConfigurationError, match=r"call Trainer\.train instead"):
+        train_version(request(), pool, Trainer(TRAINER.device, [controller]))
+
+
 def test_a_killed_training_goes_on_in_the_next_call(pool: Pool) -> None:
     class Kill(Hook):
-        role = "controller"
-
         def on_step(self, context: StepContext) -> None:
             if context.epoch == 2:
                 raise KeyboardInterrupt

@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,45 @@ def test_a_torn_checkpoint_starts_over(tmp_path: Path) -> None:
 def test_divergence_is_an_error_that_names_the_rate() -> None:
     with pytest.raises(TrainingDivergedError, match=r"the loss is .*learning_rate"):
         Trainer(CPU).train(spec(learning_rate=1e38, optimizer="sgd", schedule="constant"), bars(100), CLASSES)
+
+
+def test_the_last_steps_damage_is_noticed() -> None:
+    class Spoil(Hook):
+        role = "controller"
+
+        def on_step(self, context: StepContext) -> None:
+            if context.step == 4:
+                next(context.model.parameters()).data[0] = float("inf")
+
+    with pytest.raises(TrainingDivergedError, match=r"0\.weight is not finite"):
+        Trainer(CPU, [Spoil()]).train(spec(epochs=1), bars(100), CLASSES)
+
+
+def test_single_images_can_be_learned_from() -> None:
+    net = VersionSpec("bars", Plain(), Recipe(epochs=2, batch_size=1, learning_rate=0.003))
+    result = Trainer(CPU).train(net, bars(60), CLASSES)
+    assert result.curves["loss"][1] < result.curves["loss"][0]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """No batch norm, which cannot learn from one image."""
+
+    def build(self, classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+
+def test_a_stop_that_was_asked_for_outlasts_a_kill(tmp_path: Path) -> None:
+    class Stop(Hook):
+        def on_step(self, context: StepContext) -> None:
+            if context.step == 2:
+                context.request_stop("enough")
+
+    checkpoint = tmp_path / "c.safetensors"
+    stopped = Trainer(CPU, [Stop()]).train(spec(), bars(100), CLASSES, checkpoint)
+    again = Trainer(CPU).train(spec(), bars(100), CLASSES, checkpoint)
+    assert (again.outcome, again.reason) == ("stopped_early", "enough")
+    assert weights_fingerprint(again.model) == weights_fingerprint(stopped.model)
 
 
 def test_seeds_differ_and_repeat() -> None:

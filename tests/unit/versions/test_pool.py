@@ -6,6 +6,7 @@ import torch
 
 from deepfailguard.errors import AmbiguousVersionError, ConfigurationError, CorruptFileError, VersionNotFoundError
 from deepfailguard.identity import describe, weights_fingerprint
+from deepfailguard.store import save_json
 from deepfailguard.types import Bounds, Change, Receipt
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
@@ -21,6 +22,7 @@ def card_of(name: str, key: str, fingerprint: str) -> IdentityCard:
         name=name,
         key=key,
         dataset="bars",
+        source_fingerprint="s",
         train_fingerprint="t",
         classes=("a", "b", "c"),
         input_shape=(1, 8, 8),
@@ -81,18 +83,44 @@ def test_two_versions_of_one_name_need_the_key(pool: Pool) -> None:
     second = fill(pool, key="b" * 64)
     with pytest.raises(AmbiguousVersionError, match=r"tiny-s0@aaaaaaaaaa, tiny-s0@bbbbbbbbbb"):
         pool.select(["tiny-s0"], "bars")
-    assert pool.select(["tiny-s0@bbb"], "bars") == [second]
+    picked = pool.select(["tiny-s0@bbb"], "bars")
+    assert picked == [replace(second, name="tiny-s0@bbbbbbbbbb")]
+    assert len({pool.load(card, CPU).name for card in pool.choose(None, "bars")}) == 2
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "card.json"])
-def test_one_flipped_bit_is_noticed(pool: Pool, tmp_path: Path, file: str) -> None:
-    card = fill(pool)
-    path = next(tmp_path.rglob(file))
+def flip_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-30] ^= 4
     path.write_bytes(content)
-    with pytest.raises(CorruptFileError, match=file):
-        pool.load(pool.select([card.name], "bars")[0], CPU)
+
+
+def test_one_flipped_bit_in_the_weights_is_noticed(pool: Pool, tmp_path: Path) -> None:
+    card = fill(pool)
+    flip_bit(next(tmp_path.rglob("weights.safetensors")))
+    with pytest.raises(CorruptFileError, match=r"weights\.safetensors"):
+        pool.load(card, CPU)
+    assert pool.find(card.key) is None  # so that it is trained again
+
+
+def test_a_damaged_card_takes_out_its_version_and_no_other(
+    pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, sound = fill(pool, "one-s0", "a" * 64), fill(pool, "two-s0", "b" * 64)
+    flip_bit(next(tmp_path.rglob("one-s0@*/card.json")))
+    assert pool.cards("bars") == [sound]
+    assert "one-s0@aaaaaaaaaa" in caplog.text
+    assert pool.find(damaged.key) is None
+
+
+def test_a_card_of_a_future_format_is_damaged_to_us(pool: Pool, tmp_path: Path) -> None:
+    card = fill(pool)
+    save_json(next(tmp_path.rglob("card.json")), card.to_json() | {"invented_later": 1})
+    assert pool.cards("bars") == []
+
+
+def test_a_version_of_another_identity_is_not_found_by_a_shared_beginning(pool: Pool) -> None:
+    fill(pool, key="a" * 64)
+    assert pool.find("a" * 63 + "b") is None
 
 
 def test_another_versions_weights_are_refused(pool: Pool, tmp_path: Path) -> None:
@@ -115,15 +143,18 @@ def test_lost_weights_and_untrusted_code_are_named(pool: Pool, tmp_path: Path) -
 def test_identity_follows_what_matters() -> None:
     spec = VersionSpec("bars", TinyNet(), Recipe(), seed=0)
     keys = {
-        spec.key(3, "train"),
-        spec.key(4, "train"),
-        spec.key(3, "other"),
-        replace(spec, seed=1).key(3, "train"),
-        replace(spec, architecture=TinyNet(width=9)).key(3, "train"),
-        replace(spec, recipe=Recipe(epochs=11)).key(3, "train"),
+        spec.key("abc", "train"),
+        spec.key("abcd", "train"),
+        spec.key("abc", "other"),
+        replace(spec, seed=1).key("abc", "train"),
+        replace(spec, dataset="others").key("abc", "train"),
+        replace(spec, architecture=TinyNet(width=9)).key("abc", "train"),
+        replace(spec, recipe=Recipe(epochs=11)).key("abc", "train"),
     }
-    assert len(keys) == 6
-    assert replace(spec, faults=("label_noise",)).key(3, "train") == spec.key(3, "train")  # the name alone is none
+    assert len(keys) == 7
+    assert replace(spec, faults=("label_noise",)).key("abc", "train") == spec.key(
+        "abc", "train"
+    )  # the name alone is none
 
 
 @pytest.mark.parametrize(
@@ -133,6 +164,7 @@ def test_identity_follows_what_matters() -> None:
         ({"epochs": 0}, "recipe.epochs must be positive"),
         ({"loss": "cross"}, "recipe.loss must be one of"),
         ({"validation_share": 1.0}, "between 0 and 1"),
+        ({"patience": 0}, "recipe.patience must be at least 1"),
     ],
 )
 def test_impossible_recipes_are_refused(settings: dict[str, object], message: str) -> None:
