@@ -75,7 +75,7 @@ def test_pure_named_and_another_version(fault, spec):
     assert torch.equal(torch.get_rng_state(), random_state)
     assert changed.faults == (fault.name,)
     assert changed.name == f"{spec.architecture.name}+{fault.name}-s3"
-    assert changed.key(10, "data") != spec.key(10, "data")
+    assert changed.key("0123456789", "data") != spec.key("0123456789", "data")
     assert (receipt.fault, receipt.seed) == (fault.name, 5)
     assert rebuild(receipt.settings, TRUSTED) == fault
     assert fault.apply(spec, seed=5) == (changed, receipt)
