@@ -73,28 +73,10 @@ class TrainingHook(Protocol):
         """After the last step, not after an error."""
 
 
-class Hook:
-    """A hook that does nothing; override what you need."""
+class Hook(TrainingHook):
+    """An observer that does nothing; override what you need, set ``role = "controller"`` to act."""
 
     role: Literal["observer", "controller"] = "observer"
-
-    def on_start(self, context: StepContext) -> None:
-        """See `TrainingHook`."""
-
-    def on_backward(self, context: StepContext) -> None:
-        """See `TrainingHook`."""
-
-    def on_step(self, context: StepContext) -> None:
-        """See `TrainingHook`."""
-
-    def on_epoch(self, context: StepContext) -> None:
-        """See `TrainingHook`."""
-
-    def on_error(self, context: StepContext, error: BaseException) -> None:
-        """See `TrainingHook`."""
-
-    def on_end(self, context: StepContext) -> None:
-        """See `TrainingHook`."""
 
 
 _Event = Literal["on_start", "on_backward", "on_step", "on_epoch", "on_end"]
