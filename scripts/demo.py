@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from deepfailguard.evaluation.report.writing import write_report
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 import parts
 from deepfailguard.evaluation.report.summary import summarise
+from deepfailguard.evaluation.report.writing import write_report
 from deepfailguard.pipeline.guarding import GuardParts
 from deepfailguard.pipeline.path import Places, run_path
 from deepfailguard.pipeline.training import TrainRequest

@@ -38,7 +38,8 @@ def script(config: str) -> Callable[[Callable[[DictConfig], None]], Callable[[],
                 failures.append(f"error: {_root_cause(error)}")
                 print(failures[-1], file=sys.stderr)
             except KeyboardInterrupt:
-                sys.exit("interrupted; run the same command again to go on where it stopped")
+                print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
+                sys.exit(130)
 
         def main() -> None:
             # Hydra's parser takes overrides on one side of -m only; people write them on both.
@@ -62,7 +63,10 @@ def name_faults(argument: str) -> str:
         return argument
 
     def name(match: re.Match[str]) -> str:
-        return fault_number_names.get(int(match[0]), match[0])
+        if int(match[0]) not in fault_number_names:
+            known = ", ".join(f"{number} {name}" for number, name in fault_number_names.items())
+            sys.exit(f"error: no fault has the number {match[0]}; the paper's are {known}")
+        return fault_number_names[int(match[0])]
 
     return re.sub(r"(?<![\w.])\d+(?![\w.])", name, argument)
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from deepfailguard.evaluation.report.writing import write_report
 from omegaconf import DictConfig
 
 import parts
+from deepfailguard.evaluation.report.writing import write_report
 from deepfailguard.guard.saved import load_guard
 from deepfailguard.pipeline.evaluating import evaluate_cached
 from entry import script

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from deepfailguard.evaluation.report.writing import write_report
 from omegaconf import DictConfig
 
 import parts
+from deepfailguard.evaluation.report.writing import write_report
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.pipeline.evaluating import evaluate_live
 from entry import script

@@ -34,8 +34,10 @@ def faults(cfg: DictConfig) -> list[Any]:
 
 def splits(cfg: DictConfig, with_faults: bool = True) -> Splits:
     """The data set, with at most `limit` inputs a part and with the chosen faults in its test part."""
-    whole = shorten(instantiate(cfg.dataset, _convert_="all").load(), cfg.limit.calibration, cfg.limit.test)
-    return with_test_faults(whole, faults(cfg), cfg.seed) if with_faults else whole
+    data = shorten(instantiate(cfg.dataset, _convert_="all").load(), cfg.limit.calibration, cfg.limit.test)
+    if not with_faults:
+        return data
+    return shorten(with_test_faults(data, faults(cfg), cfg.seed), test=cfg.limit.test)  # a fault may bring more inputs
 
 
 def ensemble(cfg: DictConfig, dataset: str) -> list[IdentityCard]:

@@ -32,13 +32,17 @@ class ImageSet:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for part in ("images", "labels"):
+            if not isinstance(getattr(self, part), Tensor):
+                kind = type(getattr(self, part)).__name__
+                raise DataFormatError(f"{part} must be a torch tensor, got a {kind}; use torch.as_tensor")
         if self.images.ndim != 4 or self.images.dtype != torch.float32:
             raise DataFormatError(
                 f"images must be a float32 tensor (B, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise DataFormatError(
-                f"labels must be an int64 tensor ({len(self.images)},), "
+                f"labels must be class numbers (not one-hot) in an int64 tensor ({len(self.images)},), "
                 f"got {self.labels.dtype} {tuple(self.labels.shape)}"
             )
 

@@ -22,6 +22,7 @@ __all__ = ["CameraTilt", "DefocusBlur", "LowLight"]
 
 # Beyond three deviations a Gaussian kernel has 0.3 % of its weight.
 _KERNEL_DEVIATIONS = 3
+_PIECE = 512  # images at once, so that large test sets fit in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,10 @@ def _gaussian_kernel(deviation: float) -> Tensor:
 
 def _blurred(images: Tensor, kernel: Tensor) -> Tensor:
     """Images (B, C, H, W) averaged with the kernel along both axes; the edge is repeated outside."""
+    return torch.cat([_blurred_piece(piece, kernel) for piece in images.split(_PIECE)])
+
+
+def _blurred_piece(images: Tensor, kernel: Tensor) -> Tensor:
     channels, reach = images.shape[1], len(kernel) // 2
     weights = kernel.expand(channels, 1, 1, -1)
     wide = F.pad(images, (reach, reach, 0, 0), mode="replicate")
@@ -128,6 +133,11 @@ def _blurred(images: Tensor, kernel: Tensor) -> Tensor:
 
 def _turned(images: Tensor, angles: Tensor) -> Tensor:
     """Images (B, C, H, W), each turned counter-clockwise by its angle (B,) in radians."""
+    pieces = zip(images.split(_PIECE), angles.split(_PIECE), strict=True)
+    return torch.cat([_turned_piece(*piece) for piece in pieces])
+
+
+def _turned_piece(images: Tensor, angles: Tensor) -> Tensor:
     height, width = images.shape[2:]
     cos, sin = angles.cos(), angles.sin()
     zero = torch.zeros_like(angles)

@@ -27,7 +27,7 @@ class NoisyInputs:
 
     Attributes:
         sigma: standard deviation of the noise > 0, as a share of the width of the bounds.
-        varied: whether each image has a deviation of its own, uniform in [0, sigma], as in the paper;
+        varied: whether each image has a deviation of its own, uniform in [0, sigma], as published (there up to 0.05);
             else all have sigma.
     """
 

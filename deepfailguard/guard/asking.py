@@ -45,7 +45,8 @@ def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -
     try:
         return _ask(version, estimator, images)
     except Exception as error:  # whatever anybody's model raises: this is the isolation
-        return _no_answers(version, len(images), f"{type(error).__name__}: {error}")
+        hint = "; a smaller batch_size of the distance needs less" if isinstance(error, torch.OutOfMemoryError) else ""
+        return _no_answers(version, len(images), f"{type(error).__name__}: {error}{hint}")
 
 
 def piece_size(estimator: DistanceEstimator | None) -> int:

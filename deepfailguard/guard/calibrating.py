@@ -1,5 +1,6 @@
 """Gathering calibration evidence, and checking that the calibration data can teach something."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from deepfailguard.types import Bounds, Distances, Evidence
 from deepfailguard.versions.version import Version
 
 __all__ = ["check_inside", "check_labels", "estimator_for", "gather", "make_card"]
+
+
+_FEW = 100  # below, an error rate of 5 % shows in five images or none
+
+logger = logging.getLogger(__name__)
 
 
 def estimator_for(version: Version, distance: DistanceEstimator | None, cache: Path | None) -> DistanceEstimator | None:
@@ -81,6 +87,8 @@ def check_inside(images: Tensor, bounds: Bounds) -> None:
         raise DataFormatError(
             "calibration data are empty; a guard needs labelled images that no version was trained on"
         )
+    if len(images) < _FEW:
+        logger.warning("%d calibration images are few: failure probabilities learned on them are rough", len(images))
     outside = bounds.outside(images)
     if outside.any():
         raise DataFormatError(

@@ -1,9 +1,13 @@
 """A guard where an ordinary classifier is expected."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["Classifier"]
+
+logger = logging.getLogger(__name__)
 
 
 class Classifier(nn.Module):
@@ -14,9 +18,12 @@ class Classifier(nn.Module):
         self.guard = guard
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities (B, K) on the images' device; uniform where no version answered."""
+        """Log-probabilities (B, K) on the images' device; NaN where there is no answer (logged, see the verdict)."""
         probabilities: Tensor = self.guard(images).probabilities
-        classes = probabilities.shape[1]
         silent = probabilities.sum(1, keepdim=True) == 0
-        probabilities = torch.where(silent, torch.full_like(probabilities, 1 / classes), probabilities)
+        if silent.any():
+            logger.warning(
+                "no answer for %d of %d images: call the guard itself for the reasons", silent.sum(), len(images)
+            )
+        probabilities = torch.where(silent, torch.nan, probabilities)
         return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log().to(images)

@@ -37,13 +37,15 @@ def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) 
         if width != classes:
             raise WrongOutputError(
                 f"version {name!r} answers for {width} classes, but {classes} are expected; "
-                "leave it out or give it an output layer for the same classes in the same order"
+                "leave it out, give it an output layer for the same classes in the same order, or correct classes=[...]"
             )
         versions.append(model if isinstance(model, Version) else Version.of(model, name, classes, bounds))
     return versions
 
 
 def _named(models: Models) -> dict[str, Version | nn.Module]:
+    if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+        raise ConfigurationError(f"expected a list or a dict of models, got one {type(models).__name__}; write [model]")
     if isinstance(models, Mapping):
         for name, model in models.items():
             _module_name(model, name)

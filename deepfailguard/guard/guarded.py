@@ -1,9 +1,9 @@
 """`GuardedPredictor`: several versions that answer as one, and know when not to."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import judge
 from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
 from deepfailguard.guard.verdict import Verdict
+from deepfailguard.identity import TARGET, describe
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.types import NO_ANSWER, Bounds, Evidence
@@ -48,8 +49,28 @@ class GuardedPredictor(nn.Module):
         self.models = nn.ModuleList([version.model for version in versions])
         self.saved = saved
         self.cache = cache
+        self._start()
+
+    def _start(self) -> None:
+        """What a copy must make anew: a lock and the open caches."""
         self._one_at_a_time = threading.Lock()  # asking changes a model's mode for a moment
-        self._estimators = [estimator_for(version, saved.distance, cache) for version in versions]
+        self._estimators = [estimator_for(version, self.saved.distance, self.cache) for version in self.versions]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_one_at_a_time", "_estimators")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._start()
+
+    def __repr__(self) -> str:
+        card = self.saved.card
+        rates = ", ".join(f"{n} ({a:.1%})" for n, a in zip(card.names, card.calibration_accuracy, strict=True))
+        return (
+            f"GuardedPredictor of {len(card.names)} versions, "
+            f"right on {card.calibration_size} calibration inputs: {rates}; "
+            f"{type(self.saved.predictor).__name__}, {describe(self.saved.decision)[TARGET].rpartition('.')[2]}"
+        )
 
     @classmethod
     def fit(
@@ -141,7 +162,7 @@ class GuardedPredictor(nn.Module):
     def load(
         cls,
         folder: Path | str,
-        models: Sequence[nn.Module] | None = None,
+        models: Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
         device: torch.device | str = "cpu",
         cache: Path | None = None,
         trusted: Sequence[str] = TRUSTED_PACKAGES,
@@ -150,8 +171,8 @@ class GuardedPredictor(nn.Module):
 
         Args:
             folder: of the guard.
-            models: modules of the versions' architectures in their order, for versions that deepfailguard did
-                not train; their weights are overwritten by those of the folder.
+            models: modules of the versions' architectures in their order or by name, for versions that
+                deepfailguard did not train; their weights are overwritten by those of the folder.
             device: where the versions shall run.
             cache: folder of cached distances.
             trusted: packages whose classes the folder may name.
@@ -161,6 +182,10 @@ class GuardedPredictor(nn.Module):
         return guard.to(device)
 
     def _checked(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise DataFormatError(
+                f"expected a torch tensor of images, got a {type(images).__name__}; torch.as_tensor it"
+            )
         expected = self.saved.card.input_shape
         if images.ndim != 4:
             raise DataFormatError(

@@ -1,7 +1,7 @@
 """A guard as one folder: ``guard.json``, ``predictor.safetensors``, ``versions/*.safetensors``. No pickle."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class GuardCard:
     calibration_fingerprint: str
     input_shape: tuple[int, int, int]
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """Fingerprints by name."""
+        return dict(zip(self.names, self.fingerprints, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class SavedGuard:
@@ -71,6 +76,8 @@ class SavedGuard:
 def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> None:
     """Write a guard; its card comes last, so a folder without one is not a guard."""
     (folder / _CARD).unlink(missing_ok=True)
+    for old in (folder / _VERSIONS).glob("*.safetensors"):
+        old.unlink()
     for position, model in enumerate(models):
         save_tensors(_weights(folder, position, guard.card.names[position]), model.state_dict())
     state = guard.predictor.state()
@@ -121,7 +128,7 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
 
 
 def load_versions(
-    folder: Path, card: GuardCard, trusted: Sequence[str], models: Sequence[nn.Module] | None
+    folder: Path, card: GuardCard, trusted: Sequence[str], models: Sequence[nn.Module] | Mapping[str, nn.Module] | None
 ) -> list[Version]:
     """Read the weights of a guard's versions and verify each against its fingerprint.
 
@@ -129,9 +136,11 @@ def load_versions(
         folder: of the guard.
         card: of the guard.
         trusted: packages whose architectures may be rebuilt.
-        models: untrained (or trained) modules of the right architectures, in order; needed for those
+        models: untrained (or trained) modules of the right architectures, in order or by name; needed for those
             versions that deepfailguard did not train, since it does not know how to build them.
     """
+    if isinstance(models, Mapping):
+        models = _in_order(models, card.names)
     if models is not None and len(models) != len(card.names):
         raise ConfigurationError(f"the guard has {len(card.names)} versions, got {len(models)} models")
     versions = []
@@ -142,6 +151,12 @@ def load_versions(
         _load_weights(_weights(folder, position, name), model, card.fingerprints[position])
         versions.append(Version(name, model, len(card.classes), card.bounds, card.fingerprints[position], identity))
     return versions
+
+
+def _in_order(models: Mapping[str, nn.Module], names: Sequence[str]) -> list[nn.Module]:
+    if set(models) != set(names):
+        raise ConfigurationError(f"the guard's versions are {', '.join(names)}; got models for {', '.join(models)}")
+    return [models[name] for name in names]
 
 
 def _build(name: str, card: IdentityCard | None, trusted: Sequence[str]) -> nn.Module:

@@ -32,7 +32,7 @@ class VersionHealth:
         return self.answered == self.asked
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """The guard's answers for a batch of B inputs by N versions over K classes.
 
@@ -77,6 +77,14 @@ class Verdict:
         """A label's name; "no answer" for -1."""
         return "no answer" if label == NO_ANSWER else self.classes[label]
 
+    def __repr__(self) -> str:
+        failing = [health.name for health in self.health if not health.healthy]
+        return (
+            f"Verdict on {len(self)} inputs: labels {_short(self.labels)}, failure probability "
+            f"{_short(self.failure_probability)}, {int(self.abstained.sum())} abstained"
+            + (f", failing versions: {', '.join(failing)}" if failing else "")
+        )
+
     def explain(self, position: int) -> str:
         """The answer to one input in words: what, how sure, and what each version said and why it counted."""
         lines = [self._headline(position)]
@@ -89,7 +97,7 @@ class Verdict:
         label = int(self.labels[position])
         if label == NO_ANSWER:
             return f"Input {position}: no version answered, so the guard abstains."
-        answer = f"{self.class_name(label)!r}, wrong with probability {float(self.failure_probability[position]):.1%}"
+        answer = f"{self.class_name(label)!r}, wrong with probability {_percent(self.failure_probability[position])}"
         agree = int((self.version_labels[position] == label).sum())
         asked = self.version_labels.shape[1]
         start = (
@@ -114,5 +122,16 @@ class Verdict:
             f"  - {health.name} said {self.class_name(label)!r} "
             f"with weight {float(self.weights[position, version]):.2f}: "
             f"{nearest}; such an answer of this version is wrong with probability "
-            f"{float(self.version_failure_probability[position, version]):.1%}"
+            f"{_percent(self.version_failure_probability[position, version])}"
         )
+
+
+def _percent(probability: Tensor) -> str:
+    """A probability in words that claims no more than a density's tail can tell."""
+    value = float(probability)
+    return "below 0.1%" if value < 0.001 else f"{value:.1%}"
+
+
+def _short(values: Tensor) -> str:
+    shown = ", ".join(f"{value:.3g}" for value in values[:5].tolist())
+    return f"[{shown}{', ...' if len(values) > 5 else ''}]"

@@ -41,7 +41,7 @@ def evaluate_cached(saved: SavedGuard, splits: Splits, cache: Path) -> Evaluatio
         raise ConfigurationError(
             "this guard's predictor uses no distances, so there is nothing to read; evaluate it live"
         )
-    evidence = read_evidence(saved.card.fingerprints, splits.test.images, saved.distance, cache)
+    evidence = read_evidence(saved.card.identities, splits.test.images, saved.distance, cache)
     judgement = judge(evidence, saved.predictor, saved.decision)
     judged = _Judged(evidence, judgement.failure_probability, judgement.decision, {})
     return _evaluation("cached", saved, splits, judged, _calibration_evidence(saved, splits, cache))
@@ -100,7 +100,7 @@ def _calibration_evidence(saved: SavedGuard, splits: Splits, cache: Path) -> Evi
     if saved.distance is None or splits.calibration.fingerprint != saved.card.calibration_fingerprint:
         return None
     try:
-        return read_evidence(saved.card.fingerprints, splits.calibration.images, saved.distance, cache)
+        return read_evidence(saved.card.identities, splits.calibration.images, saved.distance, cache)
     except CacheMissError:
         return None
 

@@ -11,7 +11,7 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
 from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
-from deepfailguard.errors import ConfigurationError
+from deepfailguard.errors import CacheMissError, ConfigurationError
 from deepfailguard.faults.inject import inject_all
 from deepfailguard.types import Distances, Evidence
 from deepfailguard.versions.card import IdentityCard
@@ -51,13 +51,30 @@ def cache_distances(
     return results
 
 
-def read_evidence(fingerprints: Sequence[str], images: Tensor, estimator: DistanceEstimator, cache: Path) -> Evidence:
+def read_evidence(
+    fingerprints: Mapping[str, str], images: Tensor, estimator: DistanceEstimator, cache: Path
+) -> Evidence:
     """Evidence of versions on images from the cache alone; no model is needed.
+
+    Args:
+        fingerprints: of each version by its name.
+        images: (B, C, H, W).
+        estimator: what computed the distances.
+        cache: folder of the cache.
 
     Raises:
         CacheMissError: a distance was never computed.
     """
-    lookups = [CachedDistance(estimator, cache, fingerprint).lookup(images) for fingerprint in fingerprints]
+    lookups = []
+    for name, fingerprint in fingerprints.items():
+        cached = CachedDistance(estimator, cache, fingerprint)
+        missing = cached.missing(images)
+        if missing:
+            raise CacheMissError(
+                f"{missing} of {len(images)} distances of version {name} are not cached in {cache}; "
+                "run scripts/cache_distances.py with the same dataset, distance, limit and fault settings"
+            )
+        lookups.append(cached.lookup(images))
     return Evidence.stack(lookups)
 
 

@@ -1,6 +1,7 @@
 """The paper's table computed again from what its authors published: distances, labels, truths and densities."""
 
 import json
+import logging
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.types import Evidence
 
 __all__ = ["published_accuracy", "study_published"]
+
+logger = logging.getLogger(__name__)
 
 _FIRST_SHIFT = 11  # faults 11 and 12 have test sets of their own, so they are combined only with themselves
 
@@ -57,6 +60,9 @@ def study_published(folder: Path, dataset: str, sizes: Sequence[int]) -> Study:
 
 
 def _study(cache: PublishedCache, names: Sequence[PublishedName], sizes: Sequence[int]) -> list[StudyRow]:
+    names = [name for name in names if _has_accuracy(name)]
+    if not names:
+        return []
     versions = [cache.load(name.dataset, name.model, name.bug) for name in names]
     truth = cache.truth(names[0].dataset, names[0].bug)
     members = [_member(version, truth) for version in versions]
@@ -64,6 +70,16 @@ def _study(cache: PublishedCache, names: Sequence[PublishedName], sizes: Sequenc
     evidence = Evidence.stack([version.distances for version in versions])
     probability = _predictor(versions, accuracy).failure_probability(evidence)
     return tabulate(members, {"deepfailguard_paper": probability.split(1, dim=1)}, accuracy, sizes)
+
+
+def _has_accuracy(name: PublishedName) -> bool:
+    """The authors leave out versions without a validation accuracy, and so do we, but say so."""
+    try:
+        published_accuracy(name.dataset, name.model, name.bug)
+    except ConfigurationError as error:
+        logger.warning("left out: %s", error)
+        return False
+    return True
 
 
 def _predictor(versions: Sequence[PublishedVersion], accuracy: Tensor) -> KdePredictor:

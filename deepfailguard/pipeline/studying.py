@@ -10,6 +10,7 @@ import torch
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import ImageSet, Splits
+from deepfailguard.data.splitting import take_first
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.evaluation.records import Member
 from deepfailguard.evaluation.report.writing import write_study
@@ -90,7 +91,7 @@ def prepare_members(plan: StudyPlan, pool: Pool, device: torch.device) -> list[M
     members = [_member(plan, card, "+".join(card.faults), plan.splits.test) for card in plan.cards]
     sound = [card for card in plan.cards if not card.faults]
     for fault in plan.test_faults:
-        inputs = with_test_faults(plan.splits, [fault], plan.seed).test
+        inputs = take_first(with_test_faults(plan.splits, [fault], plan.seed).test, len(plan.splits.test))
         images = {f"test with {fault.name}": inputs.images}
         cache_distances(sound, images, plan.distance, plan.cache, pool, device)
         members += [_member(plan, card, fault.name, inputs) for card in sound]
@@ -99,12 +100,12 @@ def prepare_members(plan: StudyPlan, pool: Pool, device: torch.device) -> list[M
 
 def _member(plan: StudyPlan, card: IdentityCard, fault: str, test: ImageSet) -> Member:
     calibration = plan.splits.calibration.images
-    distance = within(plan.distance, plan.splits.bounds)
+    distance, identity = within(plan.distance, plan.splits.bounds), {card.name: card.fingerprint}
     return Member(
         name=card.name if fault == "+".join(card.faults) else f"{card.name} under {fault}",
         family=card.name.rsplit("-s", 1)[0].split("+")[0],
         fault=fault,
-        calibration=read_evidence([card.fingerprint], calibration, distance, plan.cache),
-        test=read_evidence([card.fingerprint], test.images, distance, plan.cache),
+        calibration=read_evidence(identity, calibration, distance, plan.cache),
+        test=read_evidence(identity, test.images, distance, plan.cache),
         truth=test.labels,
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import deepfailguard
 from deepfailguard.data.base import DatasetSource, ImageSet, Splits
-from deepfailguard.errors import ConfigurationError
+from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.evaluation.report.curves import write_curves
 from deepfailguard.faults.inject import inject_all
 from deepfailguard.identity import describe, digest, weights_fingerprint
@@ -92,7 +92,7 @@ def train_version(request: TrainRequest, pool: Pool, trainer: Trainer) -> FiledV
     """
     if any(getattr(hook, "role", "observer") == "controller" for hook in trainer.hooks):
         raise ConfigurationError("a version that controlling hooks change has no identity; call Trainer.train instead")
-    splits = request.source.load()
+    splits = _load(request.source)
     by_kind = _sort_faults(request.faults)
     spec = VersionSpec(splits.name, request.architecture, request.recipe, request.seed)
     program = inject_all(by_kind["program"], spec, request.seed)
@@ -102,6 +102,16 @@ def train_version(request: TrainRequest, pool: Pool, trainer: Trainer) -> FiledV
     if by_kind["weights"]:
         return _with_weight_faults(filed, by_kind["weights"], plan.splits, pool, trainer.device)
     return filed
+
+
+def _load(source: DatasetSource) -> Splits:
+    splits = source.load()
+    if not isinstance(splits, Splits):
+        raise DataFormatError(
+            f"{type(source).__name__}.load() returned a {type(splits).__name__}, "
+            "expected deepfailguard.data.base.Splits; mydataset/arrays.py makes one of arrays"
+        )
+    return splits
 
 
 def accuracy(model: nn.Module, images: ImageSet) -> float:

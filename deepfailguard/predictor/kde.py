@@ -29,7 +29,9 @@ class KdePredictor:
 
         P(wrong | d) = (1 - a) f_wrong(d) / (a f_right(d) + (1 - a) f_wrong(d))
 
-    evaluated in log space, so no distance makes it undefined. Where the formula says nothing:
+    evaluated in log space, so no distance makes it undefined. Where the formula says nothing, or ours departs from
+    the published code (which takes distances that were not found as they are, and log(1 + d) a where both
+    densities underflow):
 
     ========================================  =============================================================
     case                                      failure probability

@@ -122,8 +122,11 @@ class Pool:
             return matches[0]
         if matches:
             choices = ", ".join(card.name for card in matches)
-            raise AmbiguousVersionError(f"{len(matches)} versions bear the name {name!r}; say which: {choices}")
-        known = [card.name for card in cards]
+            raise AmbiguousVersionError(
+                f"{len(matches)} versions bear the name {name!r}; say which: {choices} "
+                f"(recipe and training images differ, see card.json in their folders below {self.folder / dataset})"
+            )
+        known = sorted({_plain(card.name) for card in cards})
         close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[:5]
         hint = f"did you mean {', '.join(close)}?" if close else "train some first with scripts/train_model.py"
         raise VersionNotFoundError(f"no version {name!r} for data set {dataset!r} below {self.folder}; {hint}")

@@ -70,8 +70,9 @@ class Recipe:
                 came = getattr(self, name)
                 raise ConfigurationError(f"recipe.{name} must be one of {', '.join(get_args(allowed))}, got {came!r}")
         for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"recipe.{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigurationError(f"recipe.{name} must be a positive number, got {value!r}")
         if self.patience is not None and self.patience < 1:
             raise ConfigurationError(f"recipe.patience must be at least 1, or None for never, got {self.patience}")
         if not 0 < self.validation_share < 1:

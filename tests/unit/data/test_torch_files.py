@@ -68,7 +68,9 @@ class Payload:
         return os.mkdir, (str(self.folder),)
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [torch.ones(2), x], lambda x: (x, 1)], ids=["alone", "in a list", "in a tuple"])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: [torch.ones(2), x], lambda x: (x, 1)], ids=("alone", "listed", "paired")
+)
 def test_what_a_file_wants_called_is_never_called(wrap: Any, tmp_path: Path) -> None:
     path = save(wrap(Payload(tmp_path / "made")), tmp_path / "x.pth")
     with pytest.raises(DataFormatError, match=r"x\.pth: expected one tensor, array or list.*numpy\.save"):

@@ -1,3 +1,4 @@
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def test_nobody_answers(guard: GuardedPredictor, models: dict[str, nn.Module]) -
     assert verdict.labels.tolist() == [-1, -1]
     assert verdict.abstained.all()
     assert "no version answered" in verdict.explain(0)
-    assert torch.allclose(broken.as_classifier()(TEST.images[:2]).exp(), torch.full((2, CLASSES), 1 / CLASSES))
+    assert broken.as_classifier()(TEST.images[:2]).isnan().all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 7.0, -0.5])
@@ -169,6 +170,31 @@ def test_save_and_load_give_the_same_verdicts(
         "version_failure_probability",
     ):
         assert torch.equal(getattr(again, name), getattr(before, name)), name
+
+
+def test_models_may_be_named_on_loading(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    blank = {"breaks": Broken(), "fair": template_model(9), "good": template_model(8)}
+    again = GuardedPredictor.load(tmp_path, models=blank)
+    assert torch.equal(again(TEST.images).failure_probability, guard(TEST.images).failure_probability)
+    with pytest.raises(ConfigurationError, match="versions are good, fair, breaks; got models for other"):
+        GuardedPredictor.load(tmp_path, models={"other": Broken()})
+
+
+def test_saving_over_another_guard_leaves_nothing_of_it(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    GuardedPredictor.fit([template_model(0)], bars(60, seed=3)).save(tmp_path)
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == ["0-Affine-0.safetensors"]
+
+
+def test_a_guard_can_be_copied_and_shown(models: dict[str, nn.Module], tmp_path: Path) -> None:
+    guard = GuardedPredictor.fit(models, bars(100, seed=3), cache=tmp_path)
+    twin = copy.deepcopy(guard)
+    with torch.no_grad():
+        next(guard.models[0].parameters()).zero_()  # the copy does not share weights
+    assert twin(TEST.images).version_labels[:, 0].unique().numel() == CLASSES
+    assert "good (" in repr(guard)
+    assert "KdePredictor, highest_posterior" in repr(guard)
 
 
 def test_loading_foreign_models_says_what_is_needed(guard: GuardedPredictor, tmp_path: Path) -> None:
@@ -300,6 +326,8 @@ def test_bad_calibration_data_are_refused(models: dict[str, nn.Module]) -> None:
         (good.images[:0], good.labels[:0], "empty"),
         (good.images.double(), good.labels, "float32"),
         (good.images, good.labels[:5], "labels must be"),
+        (good.images, torch.eye(3).long()[good.labels], "not one-hot"),
+        (good.images.numpy(), good.labels.numpy(), r"use torch\.as_tensor"),
     ):
         with pytest.raises(DataFormatError, match=message):
             GuardedPredictor.fit(models, (images, labels))
@@ -325,6 +353,8 @@ def test_a_model_that_fails_in_calibration_is_named(models: dict[str, nn.Module]
 def test_a_list_of_models_is_named_after_their_classes() -> None:
     guard = GuardedPredictor.fit([template_model(0), TinyNet().build(CLASSES)], bars(40, seed=3))
     assert guard.saved.card.names == ("Affine-0", "Sequential-1")
+    with pytest.raises(ConfigurationError, match=r"a list or a dict of models, got one Sequential; write \[model\]"):
+        GuardedPredictor.fit(TinyNet().build(CLASSES), bars(40, seed=3))
     with pytest.raises(ConfigurationError, match="at least one version"):
         GuardedPredictor.fit([], bars(40, seed=3))
 

@@ -83,7 +83,9 @@ def test_live_and_cached_evaluation_agree_bit_for_bit(evaluation: Evaluation, pl
 
 def test_cached_evaluation_of_unseen_inputs_says_what_to_run(evaluation: Evaluation, places: Places) -> None:
     noisy = with_test_faults(bar_splits(), [NoisyInputs()], seed=0)
-    with pytest.raises(CacheMissError, match=r"100 of 100 distances .* run scripts/cache_distances\.py"):
+    with pytest.raises(
+        CacheMissError, match=r"100 of 100 distances of version narrow-s0 .* run scripts/cache_distances\.py"
+    ):
         evaluate_cached(load_guard(places.guard, TRUSTED), noisy, places.cache)
     cards = places.pool.cards("bars")
     cache_distances(cards, {"test": noisy.test.images}, DISTANCE, places.cache, places.pool, CPU)

@@ -161,9 +161,10 @@ def test_identity_follows_what_matters() -> None:
     ("settings", "message"),
     [
         ({"optimizer": "adamm"}, "recipe.optimizer must be one of sgd, adam, adamw"),
-        ({"epochs": 0}, "recipe.epochs must be positive"),
+        ({"epochs": 0}, "recipe.epochs must be a positive number, got 0"),
         ({"loss": "cross"}, "recipe.loss must be one of"),
         ({"validation_share": 1.0}, "between 0 and 1"),
+        ({"epochs": "three"}, "recipe.epochs must be a positive number, got 'three'"),
         ({"patience": 0}, "recipe.patience must be at least 1"),
     ],
 )
