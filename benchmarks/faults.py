@@ -9,6 +9,7 @@ families for two epochs on a few digits.
 import argparse
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from deepfailguard.training.trainer import Trainer
 from deepfailguard.versions.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `mydataset` and `mymodel` are found
 FAMILIES = ["compact_resnet", "compact_alexnet", "compact_densenet", "compact_vgg", "compact_squeezenet"]
 FAULTS = sorted(path.stem for path in (ROOT / "conf" / "fault").glob("*.yaml"))
 SOUND = "(sound)"
