@@ -11,6 +11,7 @@ from deepfailguard.data.reading import read_idx
 
 __all__ = ["IdxSet"]
 
+_BRIGHTEST: Final = 255.0  # idx pixels are bytes
 _FILES: Final = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -43,5 +44,6 @@ class IdxSet:
         )
         files = locate(self.name, root, forms, self.obtain).files
         x_train, y_train, x_test, y_test = (read_idx(path) for path in files)
-        parts = RawParts(RawImages(str(files[0]), x_train, y_train), RawImages(str(files[2]), x_test, y_test))
+        training = RawImages(str(files[0]), x_train, y_train, _BRIGHTEST)
+        parts = RawParts(training, RawImages(str(files[2]), x_test, y_test, _BRIGHTEST))
         return assemble(self.name, parts, self.classes, limit)

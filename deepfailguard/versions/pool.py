@@ -3,7 +3,6 @@
 import difflib
 import glob
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,10 +105,6 @@ class Pool:
                 "train some with scripts/train_model.py"
             )
         return cards
-
-    def remove(self, card: IdentityCard) -> None:
-        """Delete a version's folder."""
-        shutil.rmtree(self._folder(card))
 
     def checkpoint(self, dataset: str, key: str) -> Path:
         """Where a training keeps its state until the version is filed."""
