@@ -69,7 +69,7 @@ def _study(cache: PublishedCache, names: Sequence[PublishedName], sizes: Sequenc
     accuracy = torch.tensor([published_accuracy(v.dataset, v.model, v.bug) for v in versions], dtype=torch.float64)
     evidence = Evidence.stack([version.distances for version in versions])
     probability = _predictor(versions, accuracy).failure_probability(evidence)
-    return tabulate(members, {"deepfailguard_paper": probability.split(1, dim=1)}, accuracy, sizes)
+    return tabulate(members, {"paper": probability.split(1, dim=1)}, accuracy, sizes)
 
 
 def _has_accuracy(name: PublishedName) -> bool:
