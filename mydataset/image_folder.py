@@ -15,7 +15,9 @@ __all__ = ["ImageFolder"]
 class ImageFolder:
     """Pictures as root/train/CLASS/*.png (or .jpg, .ppm, ...), resized, in [0, 1].
 
-    With a folder root/test/ of the same form that is the test part, else 20 % of each class are (seed 42).
+    With a folder root/test/ of the same form that is the test part, else 20 % of each class are (seed 42). Classes
+    are numbered in the order of their folders' names; names that are all numbers go by value (2 before 10), where
+    torchvision's ImageFolder goes by letter (10 before 2): mind that with models that were trained there.
 
     Attributes:
         root: folder with train/ and, if you have it, test/.
