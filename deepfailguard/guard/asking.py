@@ -8,7 +8,7 @@ from torch import Tensor
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.guard.verdict import VersionHealth
 from deepfailguard.types import NO_ANSWER, Distances
-from deepfailguard.versions.version import Version, device_of, evaluating
+from deepfailguard.versions.version import Version, check_logits, run
 
 __all__ = ["Answers", "ask", "piece_size"]
 
@@ -54,15 +54,9 @@ def piece_size(estimator: DistanceEstimator | None) -> int:
     return int(getattr(estimator, "batch_size", _PIECE))
 
 
-@torch.no_grad()
 def _forward(version: Version, images: Tensor) -> Tensor:
-    with evaluating(version.model):  # a copy: a model that works in place must not reach the others' inputs
-        output = version.model(images.to(device_of(version.model), copy=True))
-    expected = (len(images), version.classes)
-    if not isinstance(output, Tensor) or output.shape != expected:
-        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"returned {came} instead of logits of shape {expected}")
-    return output.detach().cpu().double()  # in this order: not every device has float64
+    logits = check_logits(run(version.model, images), len(images), version.classes, version.name)
+    return logits.cpu().double()  # in this order: not every device has float64
 
 
 def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Answers:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from deepfailguard.errors import ConfigurationError, WrongOutputError
 from deepfailguard.types import Bounds
-from deepfailguard.versions.version import Version, device_of, evaluating
+from deepfailguard.versions.version import Version, run
 
 __all__ = ["Models", "enrol"]
 
@@ -63,11 +62,9 @@ def _module_name(model: object, position: int | str) -> str:
     return f"{type(model).__name__}-{position}"
 
 
-@torch.no_grad()
 def _output_width(name: str, model: nn.Module, example: Tensor) -> int:
     try:
-        with evaluating(model):
-            output = model(example.to(device_of(model), copy=True))
+        output = run(model, example)
     except Exception as error:
         raise WrongOutputError(
             f"version {name!r} cannot take an input of shape {tuple(example.shape)}: {type(error).__name__}: {error}"

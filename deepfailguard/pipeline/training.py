@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import deepfailguard
 from deepfailguard.data.base import DatasetSource, ImageSet, Splits
@@ -20,7 +20,7 @@ from deepfailguard.types import Receipt
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
 from deepfailguard.versions.spec import Architecture, Recipe, VersionSpec, architecture_name
-from deepfailguard.versions.version import device_of, evaluating
+from deepfailguard.versions.version import run
 
 __all__ = ["FiledVersion", "TrainRequest", "accuracy", "train_version"]
 
@@ -118,16 +118,9 @@ def accuracy(model: nn.Module, images: ImageSet) -> float:
     """Share of images that a model gets right; output that is not finite is wrong."""
     right = 0
     for x, y in zip(images.images.split(_BATCH), images.labels.split(_BATCH), strict=True):
-        logits = _logits(model, x)
+        logits = run(model, x).cpu()
         right += int(((logits.argmax(1) == y) & torch.isfinite(logits).all(1)).sum())
     return right / len(images)
-
-
-@torch.no_grad()
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    with evaluating(model):
-        output: Tensor = model(images.to(device_of(model), copy=True))
-    return output.cpu()
 
 
 def _sort_faults(faults: Sequence[Any]) -> dict[str, list[Any]]:
@@ -161,15 +154,16 @@ def _check_fits(plan: _Plan) -> None:
     with torch.random.fork_rng():
         model = plan.spec.architecture.build(len(plan.splits.classes))
     try:
-        logits = _logits(model, plan.splits.train.images[:2])
+        output = run(model, plan.splits.train.images[:2])
     except Exception as error:
         raise ConfigurationError(
             f"architecture {architecture_name(plan.spec.architecture)!r} cannot take inputs of shape {shape} "
             f"of data set {plan.splits.name!r}: {error}; check its channels and the images' size"
         ) from error
-    if logits.shape != (2, len(plan.splits.classes)):
+    came = tuple(getattr(output, "shape", ()))
+    if came != (2, len(plan.splits.classes)):
         raise ConfigurationError(
-            f"architecture {architecture_name(plan.spec.architecture)!r} gives outputs of shape {tuple(logits.shape)}, "
+            f"architecture {architecture_name(plan.spec.architecture)!r} gives outputs of shape {came}, "
             f"expected (2, {len(plan.splits.classes)}) for the classes of {plan.splits.name!r}"
         )
 

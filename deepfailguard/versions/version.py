@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from deepfailguard.identity import weights_fingerprint
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
 
-__all__ = ["Version", "check_logits", "device_of", "evaluating", "load_weights"]
+__all__ = ["Version", "check_logits", "device_of", "evaluating", "load_weights", "run"]
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,37 @@ class Version:
         """A version from anybody's trained model."""
         return cls(name, model, classes, bounds or Bounds(), weights_fingerprint(model))
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Finite logits (B, classes) of images on any device; the model runs where its weights are.
 
         Raises:
             WrongOutputError: the model returned something else.
         """
-        with evaluating(self.model):
-            output = self.model(images.to(device_of(self.model), copy=True))
-        return check_logits(output, len(images), self.classes, self.name)
+        logits = check_logits(run(self.model, images), len(images), self.classes, self.name)
+        if not torch.isfinite(logits).all():
+            raise WrongOutputError(f"version {self.name!r} returned logits that are NaN or infinite")
+        return logits
+
+
+@torch.no_grad()
+def run(model: nn.Module, images: Tensor) -> Any:
+    """What a model in evaluation mode returns for images on any device.
+
+    It gets a copy of them: a model that works in place must reach nobody else's inputs.
+    """
+    with evaluating(model):
+        return model(images.to(device_of(model), copy=True))
 
 
 def check_logits(output: object, batch: int, classes: int, name: str) -> Tensor:
-    """Return the output if it is finite logits (batch, classes), else say what it is."""
+    """Return the output if it is floating point of shape (batch, classes), else say what it is."""
     if not isinstance(output, Tensor):
         raise WrongOutputError(f"version {name!r} returned a {type(output).__name__}, expected a tensor of logits")
-    if output.shape != (batch, classes):
+    if output.shape != (batch, classes) or not output.is_floating_point():
         raise WrongOutputError(
-            f"version {name!r} returned shape {tuple(output.shape)}, expected ({batch}, {classes}); "
-            f"was it built for another number of classes?"
+            f"version {name!r} returned {output.dtype} of shape {tuple(output.shape)}, expected floating point "
+            f"of shape ({batch}, {classes}); was it built for another number of classes?"
         )
-    if not output.is_floating_point() or not torch.isfinite(output).all():
-        raise WrongOutputError(f"version {name!r} returned logits that are NaN or infinite (dtype {output.dtype})")
     return output
 
 
