@@ -5,18 +5,16 @@ until the answer flips: Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple a
 deep neural networks", CVPR 2016. For an affine model the size is (exact distance + 1e-4) * (1 + overshoot).
 """
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from deepfailguard.boundary.foolbox_quiet import foolbox_silent
+from deepfailguard.boundary.logits import as_logits
 from deepfailguard.boundary.searching import check_inputs, searching
-from deepfailguard.errors import ConfigurationError, WrongOutputError
+from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import NO_ANSWER, Bounds, Distances
 from deepfailguard.versions.version import device_of
 
@@ -75,7 +73,7 @@ class FoolboxDeepFool:
         check_inputs(x, self.bounds)
         device = device_of(model)
         parts = [_nothing(torch.empty(0, dtype=torch.int64))]
-        with searching(model), _foolbox_silent():
+        with searching(model), foolbox_silent("deepfool.py"):
             for chunk in x.split(self.batch_size) if len(x) else ():
                 parts.append(self._search(model, chunk.detach().to(device).clone()))
         return Distances.concatenate(parts)
@@ -110,31 +108,8 @@ class FoolboxDeepFool:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        output = model(x)
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(x) or output.shape[1] == 0:
-        came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise WrongOutputError(
-            f"the model returned {came}, expected logits ({len(x)}, classes); wrap it so that it does"
-        )
-    return output
+        return as_logits(model(x), len(x))
 
 
 def _nothing(labels: Tensor) -> Distances:
     return Distances(labels, torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.bool))
-
-
-@contextmanager
-def _foolbox_silent() -> Iterator[None]:
-    """Drop foolbox's lines on the root logger; a handler must be there, or `logging.info` would install one."""
-
-    def others(record: logging.LogRecord) -> bool:  # one per call, so that threads do not remove each other's
-        return Path(record.pathname).parts[-3:] != ("foolbox", "attacks", "deepfool.py")
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(others)
-    try:
-        yield
-    finally:
-        root.removeFilter(others)
-        root.removeHandler(handler)

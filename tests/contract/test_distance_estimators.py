@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
 from deepfailguard.boundary.deepfool import FoolboxDeepFool
+from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.errors import DataFormatError
 from deepfailguard.identity import describe, digest, weights_fingerprint
 from deepfailguard.seeding import generator
@@ -19,10 +20,17 @@ CLASSES = 4
 Make = Callable[[nn.Module], DistanceEstimator]
 
 
-@pytest.fixture(params=["deepfool", "deepfool_fast", "cached", "cached_compacted"])
+SEARCHES = {"deepfool": FoolboxDeepFool(batch_size=4), "deepfool_fast": FoolboxDeepFool(batch_size=4, candidates=3)} | {
+    f"{effort}_{norm}": BoundarySearch(effort, norm, batch_size=4)
+    for effort in ("fast", "balanced", "tight")
+    for norm in ("l2", "linf", "l1")
+}
+
+
+@pytest.fixture(params=[*SEARCHES, "cached", "cached_compacted"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Build the estimator for a model."""
-    plain = FoolboxDeepFool(batch_size=4, candidates=3 if request.param == "deepfool_fast" else 10)
+    plain = SEARCHES.get(request.param, BoundarySearch(batch_size=4))
 
     def build(model: nn.Module) -> DistanceEstimator:
         if not request.param.startswith("cached"):

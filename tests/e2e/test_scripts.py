@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = "ensemble.versions=[compact_vgg-s0,compact_densenet-s0,compact_vgg+label_noise-s0]"
-SMALL = ["dataset.limit=400", "distance.steps=10", "distance.candidates=3", "distance.batch_size=32"]
+SMALL = ["dataset.limit=400", "distance.effort=fast", "distance.batch_size=32"]
 LIMIT = ["limit.calibration=64", "limit.test=64"]
 
 

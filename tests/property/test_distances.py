@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
 from deepfailguard.boundary.deepfool import FoolboxDeepFool
+from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.boundary.shards import Entry, ShardFolder, merge
 from deepfailguard.identity import weights_fingerprint
 from deepfailguard.seeding import generator
@@ -40,36 +42,48 @@ def assert_close(one: Distances, other: Distances) -> None:
     torch.testing.assert_close(one.size[one.found], other.size[other.found], rtol=1e-3, atol=1e-5)
 
 
+def estimators(low: float, high: float, batch_size: int = 256) -> list[DistanceEstimator]:
+    wide = {"low": low, "high": high, "batch_size": batch_size}
+    searches = [BoundarySearch(effort, **wide) for effort in ("fast", "balanced", "tight")]
+    return [FoolboxDeepFool(**wide), *searches, *(BoundarySearch("balanced", norm, **wide) for norm in ("linf", "l1"))]
+
+
+KINDS = range(len(estimators(0.0, 1.0)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @quick
 @given(seed=SEEDS, chunk=st.integers(1, 12))
-def test_chunk_size_changes_rounding_only(seed: int, chunk: int) -> None:
+def test_chunk_size_changes_rounding_only(kind: int, seed: int, chunk: int) -> None:
     model, x = smooth(seed), images(9, seed)
-    wide = {"low": -20.0, "high": 20.0}
-    assert_close(FoolboxDeepFool(batch_size=chunk, **wide)(model, x), FoolboxDeepFool(**wide)(model, x))
+    assert_close(estimators(-20.0, 20.0, chunk)[kind](model, x), estimators(-20.0, 20.0)[kind](model, x))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @quick
 @given(seed=SEEDS, order=st.permutations(range(7)), count=st.integers(1, 7))
-def test_order_and_company_change_rounding_only(seed: int, order: list[int], count: int) -> None:
+def test_order_and_company_change_rounding_only(kind: int, seed: int, order: list[int], count: int) -> None:
     model, x, index = smooth(seed), images(7, seed), torch.tensor(order)[:count]
-    estimator = FoolboxDeepFool(low=-20.0, high=20.0)
+    estimator = estimators(-20.0, 20.0)[kind]
     assert_close(estimator(model, x[index]), estimator(model, x)[index])
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @quick
 @given(seed=SEEDS, factor=st.sampled_from([0.125, 0.5, 4.0, 16.0]))
-def test_scaled_inputs_have_scaled_distances(seed: int, factor: float) -> None:
+def test_scaled_inputs_have_scaled_distances(kind: int, seed: int, factor: float) -> None:
     # f(x / factor) at factor * x: the same geometry in other units, but for the 1e-4 that DeepFool adds per step.
     model, x = smooth(seed), images(6, seed)
     scaled = smooth(seed)
     with torch.no_grad():
         scaled[1].weight.div_(factor)
-    one = FoolboxDeepFool(low=-50.0, high=50.0)(model, x)
-    other = FoolboxDeepFool(low=-50.0 * factor, high=50.0 * factor)(scaled, x * factor)
+    one = estimators(-50.0, 50.0)[kind](model, x)
+    other = estimators(-50.0 * factor, 50.0 * factor)[kind](scaled, x * factor)
     both = one.found & other.found
     assert torch.equal(one.labels, other.labels)
     assert both.float().mean() > 0.5
-    torch.testing.assert_close(other.size[both] / factor, one.size[both], rtol=0.02, atol=1e-2)
+    loose = {"rtol": 0.02, "atol": 1e-2} if kind == 0 else {"rtol": 1e-3, "atol": 1e-6}
+    torch.testing.assert_close(other.size[both] / factor, one.size[both], **loose)
 
 
 @quick
