@@ -27,6 +27,7 @@ HOME = {
     "predictor": "train_guard",
     "decision": "train_guard",
     "ensemble": "train_guard",
+    "launcher": "cache_distances",
 }
 
 

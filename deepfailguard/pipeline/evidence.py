@@ -9,10 +9,15 @@ from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
-from deepfailguard.boundary.searching import within
+from deepfailguard.boundary.searching import for_version, within
 from deepfailguard.data.base import Splits
 from deepfailguard.errors import CacheMissError, ConfigurationError
 from deepfailguard.faults.inject import inject_all
+from deepfailguard.pipeline.launching.base import Launcher
+from deepfailguard.pipeline.launching.computing import compute
+from deepfailguard.pipeline.launching.inline import Inline
+from deepfailguard.pipeline.launching.planning import locate, plan
+from deepfailguard.pipeline.launching.work import Job
 from deepfailguard.types import Distances, Evidence
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
@@ -27,6 +32,7 @@ def cache_distances(
     cache: Path,
     pool: Pool,
     device: torch.device,
+    launcher: Launcher | None = None,
 ) -> dict[str, Distances]:
     """Compute what the cache lacks; what it has is not computed again.
 
@@ -37,17 +43,21 @@ def cache_distances(
         cache: folder of the cache.
         pool: where the versions are.
         device: where they run.
+        launcher: who computes; None for this process. The distances do not depend on it.
 
     Returns:
         The distances by ``VERSION/PART``.
+
+    Raises:
+        VersionError: distances of some versions could not be computed; all others are in the cache.
     """
+    jobs = [Job(card, for_version(within(estimator, card.bounds), card.fingerprint)) for card in cards]
+    compute(plan(jobs, images, locate(pool, cache, device)), launcher or Inline())
     results = {}
-    for card in cards:
-        version, bounded = pool.load(card, device), within(estimator, card.bounds)
+    for job in jobs:
+        cached = CachedDistance(job.estimator, cache, job.card.fingerprint)
         for part, x in images.items():
-            label = f"distances of {card.name} on {part}"
-            with CachedDistance(bounded, cache, card.fingerprint, progress=label) as cached:
-                results[f"{card.name}/{part}"] = cached(version.model, x)
+            results[f"{job.card.name}/{part}"] = cached.lookup(x)
     return results
 
 
@@ -67,7 +77,7 @@ def read_evidence(
     """
     lookups = []
     for name, fingerprint in fingerprints.items():
-        cached = CachedDistance(estimator, cache, fingerprint)
+        cached = CachedDistance(for_version(estimator, fingerprint), cache, fingerprint)
         missing = cached.missing(images)
         if missing:
             raise CacheMissError(

@@ -1,0 +1,1 @@
+"""Who computes boundary distances: this process, several of this machine, or a Ray cluster."""
