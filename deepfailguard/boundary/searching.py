@@ -1,4 +1,4 @@
-"""What every search for the boundary needs: inputs that it can start from, and a model that it leaves as it was."""
+"""What all distances need: inputs to start from, a model that is left as it was, the estimator of one version."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from deepfailguard.errors import DataFormatError
 from deepfailguard.types import Bounds
 from deepfailguard.versions.version import evaluating
 
-__all__ = ["check_inputs", "searching", "within"]
+__all__ = ["check_inputs", "for_version", "searching", "within"]
 
 
 def check_inputs(x: Tensor, bounds: Bounds) -> None:
@@ -65,3 +65,19 @@ def within(estimator: DistanceEstimator, bounds: Bounds) -> DistanceEstimator:
     """The estimator for inputs in these bounds; itself if it knows no bounds."""
     adapt = getattr(estimator, "with_bounds", None)
     return estimator if adapt is None else cast(DistanceEstimator, adapt(bounds))
+
+
+def for_version(estimator: DistanceEstimator, fingerprint: str) -> DistanceEstimator:
+    """The estimator with what it learned of one version alone; itself if it learns nothing.
+
+    The cache's key is made of this, so that it does not depend on which other versions were fitted.
+
+    Args:
+        estimator: in the bounds of the version.
+        fingerprint: `deepfailguard.identity.weights_fingerprint` of the version.
+
+    Raises:
+        NotFittedError: the estimator learns, but was not fitted to this version.
+    """
+    narrow = getattr(estimator, "of_version", None)
+    return estimator if narrow is None else cast(DistanceEstimator, narrow(fingerprint))

@@ -1,4 +1,4 @@
-"""The check that a model is the version whose distances are asked for."""
+"""Knowing a model by its weights without hashing them at every call, and the check that it is the expected version."""
 
 import weakref
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.identity import weights_fingerprint
 
-__all__ = ["WeightsCheck"]
+__all__ = ["WeightsCheck", "WeightsMemo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,50 @@ class _Stamp:
         return self.tensor() is tensor and self.writes == tensor._version and self.place == tensor.data_ptr()
 
 
-class WeightsCheck:
-    """Refuses models whose weights are not the expected ones.
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A model's tensors as they were when their hash was taken."""
+
+    stamps: tuple[_Stamp, ...]
+    fingerprint: str
+
+    def holds(self, tensors: tuple[Tensor, ...]) -> bool:
+        if len(tensors) != len(self.stamps):
+            return False
+        return all(stamp.holds(tensor) for stamp, tensor in zip(self.stamps, tensors, strict=True))
+
+
+class WeightsMemo:
+    """Remembers the fingerprints of models as long as they live.
 
     Hashing all weights takes milliseconds to a second, so it is done once per model object and again only
     after its tensors were exchanged or written to (torch counts the writes). A write through ``.data`` is
     not counted: copy the model instead, as faults do.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> WeightsMemo().fingerprint(model) == weights_fingerprint(model)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._seen: weakref.WeakKeyDictionary[nn.Module, _Seen] = weakref.WeakKeyDictionary()
+
+    def fingerprint(self, model: nn.Module) -> str:
+        """`deepfailguard.identity.weights_fingerprint` of the model as it is now."""
+        tensors = (*model.parameters(), *model.buffers())
+        seen = self._seen.get(model)
+        if seen is not None and seen.holds(tensors):
+            return seen.fingerprint
+        fingerprint = weights_fingerprint(model)
+        if not any(tensor.is_inference() for tensor in tensors):  # torch does not count writes to these
+            stamps = tuple(_Stamp(weakref.ref(t), t._version, t.data_ptr()) for t in tensors)
+            self._seen[model] = _Seen(stamps, fingerprint)
+        return fingerprint
+
+
+class WeightsCheck:
+    """Refuses models whose weights are not the expected ones; they are hashed as seldom as `WeightsMemo` does.
 
     Args:
         fingerprint: `deepfailguard.identity.weights_fingerprint` of the version.
@@ -40,8 +78,7 @@ class WeightsCheck:
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        self._model: weakref.ref[nn.Module] | None = None
-        self._stamps: tuple[_Stamp, ...] = ()
+        self._memo = WeightsMemo()
 
     def check(self, model: nn.Module) -> None:
         """Return if the model holds the expected weights.
@@ -49,24 +86,9 @@ class WeightsCheck:
         Raises:
             ConfigurationError: it holds others.
         """
-        tensors = (*model.parameters(), *model.buffers())
-        if self._is_known(model, tensors):
-            return
-        came = weights_fingerprint(model)
+        came = self._memo.fingerprint(model)
         if came != self.fingerprint:
             raise ConfigurationError(
                 f"this cache keeps distances of the version {self.fingerprint[:16]}, but the model's weights are "
                 f"{came[:16]}; make a CachedDistance with the fingerprint of this model"
             )
-        self._remember(model, tensors)
-
-    def _is_known(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> bool:
-        if self._model is None or self._model() is not model or len(tensors) != len(self._stamps):
-            return False
-        return all(stamp.holds(tensor) for stamp, tensor in zip(self._stamps, tensors, strict=True))
-
-    def _remember(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> None:
-        if any(tensor.is_inference() for tensor in tensors):
-            return  # torch does not count writes to these: hash them every time
-        self._model = weakref.ref(model)
-        self._stamps = tuple(_Stamp(weakref.ref(t), t._version, t.data_ptr()) for t in tensors)

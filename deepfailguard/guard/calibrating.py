@@ -8,6 +8,8 @@ from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
+from deepfailguard.boundary.fitting import fitted
+from deepfailguard.boundary.searching import for_version
 from deepfailguard.data.base import ImageSet
 from deepfailguard.errors import ConfigurationError, DataFormatError, WrongOutputError
 from deepfailguard.guard.asking import ask, piece_size
@@ -16,7 +18,7 @@ from deepfailguard.progress import track
 from deepfailguard.types import Bounds, Distances, Evidence
 from deepfailguard.versions.version import Version
 
-__all__ = ["check_inside", "check_labels", "estimator_for", "gather", "make_card"]
+__all__ = ["check_inside", "check_labels", "estimator_for", "fit_distance", "gather", "make_card"]
 
 
 _FEW = 100  # below, an error rate of 5 % shows in five images or none
@@ -24,15 +26,35 @@ _FEW = 100  # below, an error rate of 5 % shows in five images or none
 logger = logging.getLogger(__name__)
 
 
-def estimator_for(version: Version, distance: DistanceEstimator | None, cache: Path | None) -> DistanceEstimator | None:
-    """The estimator that a version is asked with: cached if there is a cache."""
-    if distance is None or cache is None:
+def fit_distance(
+    versions: Sequence[Version], distance: DistanceEstimator | None, images: Tensor, cache: Path | None
+) -> DistanceEstimator | None:
+    """The estimator, fitted to every version where it is one that learns from a search."""
+    if distance is None or not hasattr(distance, "fit"):
         return distance
+    for version in versions:
+        if cache is not None:
+            _check_weights(version)
+        distance = fitted(distance, version.model, version.fingerprint, images, cache)
+    return distance
+
+
+def estimator_for(version: Version, distance: DistanceEstimator | None, cache: Path | None) -> DistanceEstimator | None:
+    """The estimator that a version is asked with: what it learned of this version alone, cached if there is a cache."""
+    if distance is None:
+        return None
+    distance = for_version(distance, version.fingerprint)
+    if cache is None:
+        return distance
+    _check_weights(version)
+    return CachedDistance(distance, cache, version.fingerprint)
+
+
+def _check_weights(version: Version) -> None:
     if not version.model.state_dict():
         raise ConfigurationError(
             f"distances of version {version.name!r} cannot be cached: it has no weights to know it by; leave out cache"
         )
-    return CachedDistance(distance, cache, version.fingerprint)
 
 
 def gather(versions: Sequence[Version], estimators: Sequence[DistanceEstimator | None], images: Tensor) -> Evidence:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.boundary.deepfool import FoolboxDeepFool
+from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
 from deepfailguard.decision.base import DecisionRule
 from deepfailguard.decision.rules import highest_posterior
 from deepfailguard.errors import DataFormatError
 from deepfailguard.guard.asking import Answers, ask
-from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, gather, make_card
+from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, fit_distance, gather, make_card
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import judge
@@ -93,7 +93,8 @@ class GuardedPredictor(nn.Module):
             calibration: images (B, C, H, W) float32 with labels (B,) int64 that no version was trained on.
             predictor: learns failure probabilities; the paper's `KdePredictor` if None.
             decision: from failure probabilities to one answer.
-            distance: tells boundary distances; foolbox's DeepFool if None.
+            distance: tells boundary distances; the balanced search if None. One that learns from a search is fitted
+                to every version here.
             classes: K class names; "0".."K-1" if None.
             bounds: range of the input values; [0, 1] if None.
             cache: folder that keeps distances, so that fitting again (or going on after a kill) is cheap.
@@ -110,7 +111,8 @@ class GuardedPredictor(nn.Module):
         check_labels(data.labels, len(names))
         predictor = predictor if predictor is not None else KdePredictor()
         if distance is None and predictor.needs_distances:
-            distance = FoolboxDeepFool(low=bounds.low, high=bounds.high)
+            distance = BoundarySearch(low=bounds.low, high=bounds.high)
+        distance = fit_distance(enrolled, distance, data.images, cache)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         evidence = gather(enrolled, estimators, data.images)
         correct = evidence.labels == data.labels.cpu()[:, None]

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.fitting import fitted
 from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
 from deepfailguard.decision.base import DecisionRule
@@ -16,7 +18,7 @@ from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
 
-__all__ = ["GuardParts", "train_guard"]
+__all__ = ["GuardParts", "fit_distance", "train_guard"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,34 @@ class GuardParts:
     predictor: FailurePredictor
     decision: DecisionRule
     distance: DistanceEstimator
+
+
+def fit_distance(
+    cards: Sequence[IdentityCard],
+    calibration: Tensor,
+    distance: DistanceEstimator,
+    pool: Pool,
+    device: torch.device,
+    cache: Path,
+) -> DistanceEstimator:
+    """The estimator, fitted to the versions where it is one that learns from a search; call it before any use.
+
+    What was learned is kept in the cache, so a second call costs next to nothing and gives the same bits.
+
+    Args:
+        cards: versions of the pool, all with the bounds of one data set.
+        calibration: images (B, C, H, W) that no version was trained on.
+        distance: tells boundary distances.
+        pool: where the versions are.
+        device: where they run.
+        cache: folder of distances.
+    """
+    if not hasattr(distance, "fit"):
+        return distance
+    for card in cards:
+        bounded, model = within(distance, card.bounds), pool.load(card, device).model
+        distance = fitted(bounded, model, card.fingerprint, calibration, cache)
+    return distance
 
 
 def train_guard(

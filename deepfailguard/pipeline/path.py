@@ -10,7 +10,7 @@ import torch
 from deepfailguard.evaluation.records import Evaluation
 from deepfailguard.pipeline.evaluating import evaluate_cached
 from deepfailguard.pipeline.evidence import cache_distances
-from deepfailguard.pipeline.guarding import GuardParts, train_guard
+from deepfailguard.pipeline.guarding import GuardParts, fit_distance, train_guard
 from deepfailguard.pipeline.training import TrainRequest, train_version
 from deepfailguard.training.trainer import Trainer
 from deepfailguard.versions.pool import Pool
@@ -54,7 +54,8 @@ def run_path(requests: Sequence[TrainRequest], parts: GuardParts, places: Places
         cards.append(filed.card)
     splits = requests[0].source.load()
     images = {"calibration": splits.calibration.images, "test": splits.test.images}
-    cache_distances(cards, images, parts.distance, places.cache, places.pool, device)
+    distance = fit_distance(cards, splits.calibration.images, parts.distance, places.pool, device, places.cache)
+    cache_distances(cards, images, distance, places.cache, places.pool, device)
     guard = train_guard(cards, splits, parts, places.pool, device, places.cache)
     guard.save(places.guard)
     return evaluate_cached(guard.saved, splits, places.cache)

@@ -1,7 +1,7 @@
 """From the pool's versions and their cached evidence to the members of a study."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from deepfailguard.evaluation.records import Member
 from deepfailguard.evaluation.report.writing import write_study
 from deepfailguard.evaluation.study import StudyRow, StudySummary, run_study, summarise_study
 from deepfailguard.pipeline.evidence import cache_distances, check_same_data, read_evidence, with_test_faults
+from deepfailguard.pipeline.guarding import fit_distance
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
@@ -87,6 +88,7 @@ def prepare_members(plan: StudyPlan, pool: Pool, device: torch.device) -> list[M
     """Members of the study; distances that the cache lacks are computed first."""
     check_same_data(plan.cards, plan.splits)
     calibration, test = plan.splits.calibration.images, plan.splits.test.images
+    plan = replace(plan, distance=fit_distance(plan.cards, calibration, plan.distance, pool, device, plan.cache))
     cache_distances(plan.cards, {"calibration": calibration, "test": test}, plan.distance, plan.cache, pool, device)
     members = [_member(plan, card, "+".join(card.faults), plan.splits.test) for card in plan.cards]
     sound = [card for card in plan.cards if not card.faults]

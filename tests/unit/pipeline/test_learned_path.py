@@ -1,0 +1,129 @@
+"""The whole path with distances that are learned from a search for each version."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepfailguard.boundary.estimates.calibrated import CalibratedDistance
+from deepfailguard.boundary.estimates.distilling import Teaching
+from deepfailguard.boundary.estimates.last_layer import LastLayerDistance
+from deepfailguard.boundary.estimates.learned import LearnedDistance
+from deepfailguard.boundary.search.estimator import BoundarySearch
+from deepfailguard.boundary.searching import for_version
+from deepfailguard.decision.rules import highest_posterior
+from deepfailguard.errors import NotFittedError
+from deepfailguard.evaluation.records import Evaluation
+from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.guard.saved import load_guard
+from deepfailguard.pipeline.evaluating import evaluate_cached, evaluate_live
+from deepfailguard.pipeline.evidence import cache_distances
+from deepfailguard.pipeline.guarding import GuardParts, fit_distance, train_guard
+from deepfailguard.pipeline.training import TrainRequest, train_version
+from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.training.trainer import Trainer
+from deepfailguard.versions.card import IdentityCard
+from deepfailguard.versions.pool import Pool
+from deepfailguard.versions.spec import Recipe
+from tests.examples import Bars, TinyNet, bar_splits, template_model
+
+CPU = torch.device("cpu")
+TRUSTED = ("tests", "deepfailguard")
+TEACHER = BoundarySearch("fast", batch_size=32)
+DISTANCES = {
+    "learned": LearnedDistance(TEACHER, Teaching(width=8, epochs=3), batch_size=32),
+    "calibrated": CalibratedDistance(LastLayerDistance(batch_size=32), TEACHER),
+}
+SPLITS = bar_splits()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return Pool(tmp_path_factory.mktemp("pool"), TRUSTED)
+
+
+@pytest.fixture(scope="module")
+def cards(pool: Pool) -> list[IdentityCard]:
+    torch.set_num_threads(1)
+    recipe = Recipe(epochs=6, batch_size=32, learning_rate=0.01)
+    requests = [TrainRequest(Bars(), TinyNet(width=width, name=f"net{width}"), recipe) for width in (4, 8)]
+    return [train_version(request, pool, Trainer(CPU)).card for request in requests]
+
+
+def assert_same(one: Evaluation, other: Evaluation) -> None:
+    assert torch.equal(one.decision.labels, other.decision.labels)
+    assert torch.equal(one.failure_probability, other.failure_probability)
+    for part in ("labels", "distance", "found"):
+        assert torch.equal(getattr(one.evidence, part), getattr(other.evidence, part)), part
+
+
+@pytest.mark.parametrize("kind", sorted(DISTANCES))
+def test_live_and_cached_evaluation_agree_bit_for_bit(
+    pool: Pool, cards: list[IdentityCard], tmp_path: Path, kind: str
+) -> None:
+    cache, parts = tmp_path / "cache", GuardParts(KdePredictor(), highest_posterior, DISTANCES[kind])
+    images = {"calibration": SPLITS.calibration.images, "test": SPLITS.test.images}
+    distance = fit_distance(cards, SPLITS.calibration.images, parts.distance, pool, CPU, cache)
+    cache_distances(cards, images, distance, cache, pool, CPU)
+    guard = train_guard(cards, SPLITS, parts, pool, CPU, cache)
+    guard.save(tmp_path / "guard")
+    loaded = GuardedPredictor.load(tmp_path / "guard", trusted=TRUSTED)
+    live = evaluate_live(loaded, SPLITS)
+    cached = evaluate_cached(load_guard(tmp_path / "guard", TRUSTED), SPLITS, cache)
+    assert_same(live, cached)
+    assert live.evidence.found.all()
+    assert cached.calibration is not None
+
+
+def test_fitting_again_finds_what_was_learned(
+    pool: Pool,
+    cards: list[IdentityCard],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = (cards, SPLITS.calibration.images, DISTANCES["learned"], pool, CPU, tmp_path)
+    with caplog.at_level("INFO", logger="deepfailguard"):
+        first = fit_distance(*arguments)
+    assert f"LearnedDistance of the version {cards[0].fingerprint[:16]}: Spearman " in caplog.text
+    monkeypatch.setattr(LearnedDistance, "fit", None)  # must not be asked
+    assert fit_distance(*arguments) == first
+    for file in (tmp_path / "learned").iterdir():
+        file.write_text("damaged")
+    with pytest.raises(TypeError):
+        fit_distance(*arguments)
+
+
+def test_the_key_of_one_version_does_not_depend_on_the_others(
+    pool: Pool, cards: list[IdentityCard], tmp_path: Path
+) -> None:
+    calibration = SPLITS.calibration.images
+    both = fit_distance(cards, calibration, DISTANCES["learned"], pool, CPU, tmp_path / "a")
+    one = fit_distance(cards[1:], calibration, DISTANCES["learned"], pool, CPU, tmp_path / "b")
+    print_of_one = cards[1].fingerprint
+    assert for_version(both, print_of_one) == for_version(one, print_of_one)
+    with pytest.raises(NotFittedError):
+        for_version(one, cards[0].fingerprint)
+
+
+def test_estimators_that_learn_nothing_are_left_alone(pool: Pool, cards: list[IdentityCard], tmp_path: Path) -> None:
+    distance = LastLayerDistance()
+    assert fit_distance(cards, SPLITS.calibration.images, distance, pool, CPU, tmp_path) is distance
+    assert for_version(distance, cards[0].fingerprint) is distance
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_guard_without_pool_or_cache_fits_its_distance(tmp_path: Path) -> None:
+    models = {"sure": template_model(0, 0.1), "fair": template_model(1, 0.5)}
+    calibration = (SPLITS.calibration.images, SPLITS.calibration.labels)
+    guard = GuardedPredictor.fit(models, calibration, distance=DISTANCES["learned"])
+    verdict = guard(SPLITS.test.images)
+    assert not verdict.degraded
+    assert verdict.found.all()
+    guard.save(tmp_path)
+    again = GuardedPredictor.load(tmp_path, {name: template_model() for name in models})
+    assert torch.equal(again(SPLITS.test.images).distance, verdict.distance)
+    assert torch.equal(copy.deepcopy(guard)(SPLITS.test.images).distance, verdict.distance)
+    cached = GuardedPredictor.fit(models, calibration, distance=DISTANCES["learned"], cache=tmp_path / "cache")
+    assert torch.equal(cached(SPLITS.test.images).distance, verdict.distance)
