@@ -71,7 +71,7 @@ class Descent:
     def _other_rivals(self, answers: Tensor, slope: Slope, weights: Tensor | None) -> Tensor:
         """Further classes (B, C) whose margin, by the distance of the classes' weights, is not much larger, or -1."""
         far = class_distances(slope.logits, answers, weights)
-        value, rival = far.topk(min(self.effort.rivals, far.shape[1] - 1), dim=1, largest=False)
+        value, rival = far.topk(self.effort.rivals_of(far.shape[1]), dim=1, largest=False)
         close = value[:, 1:] <= self.effort.rival_ratio * value[:, :1]  # the first one is that of the slope
         return torch.where(close, rival[:, 1:], -1)
 

@@ -1,5 +1,6 @@
 """How much work the search puts into an image: three named settings."""
 
+import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,7 +14,8 @@ class Effort:
     """Settings of the search.
 
     Attributes:
-        rivals: at most so many classes are tried as the first one to cross to (>= 1).
+        rivals: of K classes at most so many times their square root are tried as the first one to cross to, and
+            at least one.
         rival_ratio: a class is tried if its margin is at most so many times the smallest (>= 1).
         spread: a trail is followed while the change that it plans is at most so many times the smallest
             one planned for the image (>= 1).
@@ -27,7 +29,7 @@ class Effort:
         closing: forward passes that draw the result closer to the boundary on its ray (>= 1).
     """
 
-    rivals: int
+    rivals: float
     rival_ratio: float
     spread: float
     steps: int
@@ -39,10 +41,14 @@ class Effort:
     learning: float
     closing: int
 
+    def rivals_of(self, classes: int) -> int:
+        """How many of so many classes (>= 2) are tried at most."""
+        return min(max(1, round(self.rivals * math.sqrt(classes))), classes - 1)
+
 
 EFFORTS: Final[dict[EffortName, Effort]] = {
     "fast": Effort(
-        rivals=1,
+        rivals=0.0,
         rival_ratio=1.0,
         spread=1.0,
         steps=1,
@@ -55,8 +61,8 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
         closing=1,
     ),
     "balanced": Effort(
-        rivals=5,
-        rival_ratio=1.5,
+        rivals=1.0,
+        rival_ratio=1.3,
         spread=1.02,
         steps=8,
         gain=0.1,
@@ -68,12 +74,12 @@ EFFORTS: Final[dict[EffortName, Effort]] = {
         closing=1,
     ),
     "tight": Effort(
-        rivals=5,
-        rival_ratio=2.0,
-        spread=1.3,
-        steps=40,
-        gain=0.002,
-        patience=3,
+        rivals=1.0,
+        rival_ratio=1.5,
+        spread=1.1,
+        steps=25,
+        gain=0.004,
+        patience=2,
         slack=0.3,
         recency=2.0,
         overshoot=1.01,

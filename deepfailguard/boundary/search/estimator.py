@@ -43,6 +43,8 @@ class BoundarySearch:
         batch_size: images per chunk; another size changes results by rounding only.
         low: smallest value of an input.
         high: largest value of an input.
+        mixed_precision: whether gradients on the way are computed in bfloat16: faster on devices that are made for it,
+            distances of about a hundredth more. What is found is verified in full precision all the same.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -55,6 +57,7 @@ class BoundarySearch:
     batch_size: int = 512
     low: float = 0.0
     high: float = 1.0
+    mixed_precision: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in (("effort", EffortName), ("norm", NormName)):
@@ -102,7 +105,8 @@ class BoundarySearch:
         return Distances.concatenate([self._search(model, half) for half in halves])
 
     def _search_at_once(self, model: nn.Module, x: Tensor) -> Distances:
-        view, flat = View(model, x.shape[1:], max(_LEAST_ROWS, self.batch_size // 4)), x.flatten(1)
+        rows_at_once = max(_LEAST_ROWS, self.batch_size // 4)
+        view, flat = View(model, x.shape[1:], rows_at_once, self.mixed_precision), x.flatten(1)
         weights = class_weights(model)
         try:
             slope = view.start(flat, weights)

@@ -1,7 +1,7 @@
 """The model as a search sees it: at some points, the margin of the answer and the direction in which it falls."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -54,11 +54,14 @@ class View:
         model: in evaluation mode with frozen parameters.
         shape: of one input.
         rows: at most so many points go through the model at once.
+        mixed_precision: whether gradients on the way are computed in bfloat16 where the model's operations allow it;
+            the start and what verifies are always in full precision.
     """
 
     model: nn.Module
     shape: torch.Size
     rows: int
+    mixed_precision: bool = False
 
     def start(self, points: Tensor, weights: Tensor | None = None) -> Slope:
         """The model around unchanged inputs, against the rival that seems nearest.
@@ -78,7 +81,8 @@ class View:
     def slopes(self, points: Tensor, answers: Tensor) -> Slope:
         """The model around points (R, D) against the strongest class but the answer (R,): one gradient each."""
         pieces = zip(fast_format(self._shaped(points)).split(self.rows), answers.split(self.rows), strict=True)
-        return Slope.concatenate([_strongest(self.model, *piece) for piece in pieces])
+        with self._precision(points):
+            return Slope.concatenate([_strongest(self.model, *piece) for piece in pieces])
 
     def further_slopes(self, points: Tensor, answers: Tensor, rivals: Tensor) -> "tuple[Tensor, Slope]":
         """Gradients against several rivals of each point: one forward pass, and one backward pass per rival.
@@ -95,8 +99,10 @@ class View:
         parts = []
         for rows in order.split(self.rows):
             piece, wanted = fast_format(self._shaped(points[rows])), rivals[rows]
-            for column, slope in enumerate(_against(self.model, piece, answers[rows], wanted)):
-                meant = (wanted[:, column] >= 0).nonzero().squeeze(1)
+            with self._precision(points):
+                slopes = list(_against(self.model, piece, answers[rows], wanted))
+            for slope, classes in zip(slopes, wanted.T, strict=False):
+                meant = (classes >= 0).nonzero().squeeze(1)
                 parts.append((rows[meant], slope[meant]))
         return torch.cat([rows for rows, _ in parts]), Slope.concatenate([slope for _, slope in parts])
 
@@ -110,6 +116,9 @@ class View:
         """One forward pass: (R,) margins against the strongest other class, and (R,) whether the answer flipped."""
         logits = self.logits(points)
         return _pick(logits, answers) - _without(logits, answers).amax(1), _flipped(logits, answers)
+
+    def _precision(self, points: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(points.device.type, torch.bfloat16) if self.mixed_precision else nullcontext()
 
     def _shaped(self, points: Tensor) -> Tensor:
         return points.view(-1, *self.shape)
@@ -160,7 +169,7 @@ def _against(model: nn.Module, piece: Tensor, answers: Tensor, rivals: Tensor) -
 def _forward(model: nn.Module, piece: Tensor) -> tuple[Tensor, Tensor]:
     x = piece.detach().requires_grad_(True)
     with _telling_what_has_no_gradient():
-        output = as_logits(model(x), len(x))
+        output = as_logits(model(x), len(x)).to(x.dtype)
     if not output.requires_grad:
         raise NotDifferentiable("the logits do not depend on the input by differentiable operations")
     return x, output

@@ -284,3 +284,14 @@ def test_settings_are_checked_described_and_adapted_to_bounds() -> None:
     search = BoundarySearch("tight", "linf").with_bounds(Bounds(-1.0, 3.0))
     assert search.bounds == Bounds(-1.0, 3.0)
     assert rebuild(describe(search), ["deepfailguard"]) == search
+
+
+def test_mixed_precision_changes_the_way_and_not_what_is_verified() -> None:
+    model, x = network(), images(40)
+    seen: list[torch.dtype] = []
+    model[4].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    full, mixed = BoundarySearch()(model, x), BoundarySearch(mixed_precision=True)(model, x)
+    assert {torch.float32, torch.bfloat16} == set(seen)
+    assert torch.equal(mixed.labels, full.labels)
+    assert torch.equal(mixed.found, full.found)
+    assert (mixed.size / full.size)[full.found].median() == pytest.approx(1.0, abs=0.05)
