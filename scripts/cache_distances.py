@@ -19,7 +19,8 @@ def main(cfg: DictConfig) -> None:
     check_same_data(cards, data)
     images = {"calibration": data.calibration.images, "test": data.test.images}
     cache, pool, device = Path(cfg.paths.cache), parts.pool(cfg), parts.device(cfg)
-    distance = fit_distance(cards, data.calibration.images, instantiate(cfg.distance), pool, device, cache)
+    learning = instantiate(cfg.distance)
+    distance = fit_distance(cards, data.calibration.images, learning, pool, device, cache, launcher)
     cached = cache_distances(cards, images, distance, cache, pool, device, launcher)
     for name, distances in cached.items():
         median = distances.size[distances.found].median()

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
+from deepfailguard.boundary.weights_check import WeightsCheck
 from deepfailguard.data.hashing import image_hashes
-from deepfailguard.errors import CorruptFileError
+from deepfailguard.errors import DeepfailguardError
 from deepfailguard.identity import describe, digest, rebuild
 from deepfailguard.store import load_json, save_json
 
-__all__ = ["LearningDistance", "fitted"]
+__all__ = ["LearningDistance", "fitted", "needs_teacher"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ def fitted(
         fingerprint: of the version's weights.
         images: (B, C, H, W) that it was not trained on.
         cache: folder of all caches; None keeps nothing.
+
+    Raises:
+        ConfigurationError: the fingerprint is not that of the model.
     """
     if not hasattr(estimator, "fit"):
         return estimator
@@ -71,7 +75,25 @@ def fitted(
     return cast(DistanceEstimator, _with(learning, versions={**learning.versions, fingerprint: state}))
 
 
+def needs_teacher(estimator: DistanceEstimator, fingerprint: str, images: Tensor, cache: Path) -> bool:
+    """Whether `fitted` with the same arguments would search.
+
+    Args:
+        estimator: in the bounds of the version.
+        fingerprint: of the version's weights.
+        images: (B, C, H, W) that it was not trained on.
+        cache: folder of all caches.
+    """
+    if not hasattr(estimator, "fit"):
+        return False
+    learning = cast(LearningDistance, estimator)
+    return (
+        fingerprint not in learning.versions and _kept(learning, _place(learning, fingerprint, images, cache)) is None
+    )
+
+
 def _learn(learning: LearningDistance, model: nn.Module, fingerprint: str, images: Tensor, cache: Path | None) -> Any:
+    WeightsCheck(fingerprint).check(model)  # before a search that may take hours
     if cache is None:
         return learning.fit(model, images).versions[fingerprint]
     with CachedDistance(learning.teacher, cache, fingerprint, progress="distances to learn from") as teacher:
@@ -91,8 +113,9 @@ def _kept(learning: LearningDistance, place: Path | None) -> Any:
     package = type(learning).__module__.partition(".")[0]  # it runs already: no file makes us import another
     try:
         return rebuild(load_json(place), ("deepfailguard", package))
-    except CorruptFileError as error:
-        logger.warning("%s; it will be learned again", error)
+    # Another release may have renamed a class (DeepfailguardError) or its fields (TypeError), or refuse its values.
+    except (DeepfailguardError, TypeError, ValueError) as error:
+        logger.warning("%s cannot be used: %s; it will be learned again", place, error)
         return None
 
 

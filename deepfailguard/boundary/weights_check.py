@@ -25,13 +25,14 @@ class _Stamp:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A model's tensors as they were when their hash was taken."""
+    """A model's tensors and modules as they were when their hash was taken."""
 
     stamps: tuple[_Stamp, ...]
+    kinds: tuple[tuple[str, type[nn.Module]], ...]
     fingerprint: str
 
-    def holds(self, tensors: tuple[Tensor, ...]) -> bool:
-        if len(tensors) != len(self.stamps):
+    def holds(self, tensors: tuple[Tensor, ...], kinds: tuple[tuple[str, type[nn.Module]], ...]) -> bool:
+        if len(tensors) != len(self.stamps) or kinds != self.kinds:
             return False
         return all(stamp.holds(tensor) for stamp, tensor in zip(self.stamps, tensors, strict=True))
 
@@ -40,8 +41,8 @@ class WeightsMemo:
     """Remembers the fingerprints of models as long as they live.
 
     Hashing all weights takes milliseconds to a second, so it is done once per model object and again only
-    after its tensors were exchanged or written to (torch counts the writes). A write through ``.data`` is
-    not counted: copy the model instead, as faults do.
+    after its tensors were exchanged or written to (torch counts the writes), or a module was exchanged for one of
+    another class. A write through ``.data`` is not counted: copy the model instead, as faults do.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -55,13 +56,14 @@ class WeightsMemo:
     def fingerprint(self, model: nn.Module) -> str:
         """`deepfailguard.identity.weights_fingerprint` of the model as it is now."""
         tensors = (*model.parameters(), *model.buffers())
+        kinds = tuple((name, type(module)) for name, module in model.named_modules())  # a ReLU has no tensors
         seen = self._seen.get(model)
-        if seen is not None and seen.holds(tensors):
+        if seen is not None and seen.holds(tensors, kinds):
             return seen.fingerprint
         fingerprint = weights_fingerprint(model)
         if not any(tensor.is_inference() for tensor in tensors):  # torch does not count writes to these
             stamps = tuple(_Stamp(weakref.ref(t), t._version, t.data_ptr()) for t in tensors)
-            self._seen[model] = _Seen(stamps, fingerprint)
+            self._seen[model] = _Seen(stamps, kinds, fingerprint)
         return fingerprint
 
 
@@ -89,6 +91,7 @@ class WeightsCheck:
         came = self._memo.fingerprint(model)
         if came != self.fingerprint:
             raise ConfigurationError(
-                f"this cache keeps distances of the version {self.fingerprint[:16]}, but the model's weights are "
-                f"{came[:16]}; make a CachedDistance with the fingerprint of this model"
+                f"expected a model of the version {self.fingerprint[:16]}, but the model's weights are {came[:16]}; "
+                "give that version's model, or use the fingerprint of this model "
+                "(deepfailguard.identity.weights_fingerprint) where a distance is cached or fitted"
             )

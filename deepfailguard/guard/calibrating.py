@@ -18,7 +18,7 @@ from deepfailguard.progress import track
 from deepfailguard.types import Bounds, Distances, Evidence
 from deepfailguard.versions.version import Version
 
-__all__ = ["check_inside", "check_labels", "estimator_for", "fit_distance", "gather", "make_card"]
+__all__ = ["check_inside", "check_labels", "estimator_for", "fit_to_loaded", "gather", "make_card"]
 
 
 _FEW = 100  # below, an error rate of 5 % shows in five images or none
@@ -26,10 +26,10 @@ _FEW = 100  # below, an error rate of 5 % shows in five images or none
 logger = logging.getLogger(__name__)
 
 
-def fit_distance(
+def fit_to_loaded(
     versions: Sequence[Version], distance: DistanceEstimator | None, images: Tensor, cache: Path | None
 ) -> DistanceEstimator | None:
-    """The estimator, fitted to every version where it is one that learns from a search."""
+    """The estimator, fitted to every loaded version where it is one that learns from a search."""
     if distance is None or not hasattr(distance, "fit"):
         return distance
     for version in versions:

@@ -15,7 +15,7 @@ from deepfailguard.decision.base import DecisionRule
 from deepfailguard.decision.rules import highest_posterior
 from deepfailguard.errors import DataFormatError
 from deepfailguard.guard.asking import Answers, ask
-from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, fit_distance, gather, make_card
+from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, fit_to_loaded, gather, make_card
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import judge
@@ -112,7 +112,7 @@ class GuardedPredictor(nn.Module):
         predictor = predictor if predictor is not None else KdePredictor()
         if distance is None and predictor.needs_distances:
             distance = BoundarySearch(low=bounds.low, high=bounds.high)
-        distance = fit_distance(enrolled, distance, data.images, cache)
+        distance = fit_to_loaded(enrolled, distance, data.images, cache)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         evidence = gather(enrolled, estimators, data.images)
         correct = evidence.labels == data.labels.cpu()[:, None]

@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.boundary.fitting import fitted
+from deepfailguard.boundary.fitting import LearningDistance, fitted, needs_teacher
 from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
 from deepfailguard.decision.base import DecisionRule
 from deepfailguard.guard.guarded import GuardedPredictor
-from deepfailguard.pipeline.evidence import check_same_data
+from deepfailguard.pipeline.evidence import cache_distances, check_same_data
+from deepfailguard.pipeline.launching.base import Launcher
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
@@ -43,6 +45,7 @@ def fit_distance(
     pool: Pool,
     device: torch.device,
     cache: Path,
+    launcher: Launcher | None = None,
 ) -> DistanceEstimator:
     """The estimator, fitted to the versions where it is one that learns from a search; call it before any use.
 
@@ -55,9 +58,18 @@ def fit_distance(
         pool: where the versions are.
         device: where they run.
         cache: folder of distances.
+        launcher: who searches what the estimator learns from, which is the costly part; None for this process. What
+            is learned does not depend on it.
+
+    Raises:
+        VersionError: the search failed for some versions; what it found for others is in the cache.
     """
     if not hasattr(distance, "fit"):
         return distance
+    if launcher is not None:
+        untaught = [c for c in cards if needs_teacher(within(distance, c.bounds), c.fingerprint, calibration, cache)]
+        teacher = cast(LearningDistance, distance).teacher
+        cache_distances(untaught, {"calibration": calibration}, teacher, cache, pool, device, launcher)
     for card in cards:
         bounded, model = within(distance, card.bounds), pool.load(card, device).model
         distance = fitted(bounded, model, card.fingerprint, calibration, cache)

@@ -144,6 +144,35 @@ def test_an_interrupt_ends_all_processes_and_keeps_finished_chunks(tmp_path: Pat
     assert same_bits(run(pool, estimator), expected(pool, estimator))
 
 
+def test_a_terminated_launcher_ends_its_workers_and_leaves_no_images(tmp_path: Path, pool: Pool) -> None:
+    estimator, temporary = troubled(tmp_path, "hang", times=1), tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "run.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), "processes"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    while estimator.met == 0:
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert list(temporary.glob("deepfailguard-images-*"))
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert not list(temporary.glob("deepfailguard-images-*"))
+    assert not left_over(process.pid)
+
+
+def test_a_program_without_main_guard_is_told_so(tmp_path: Path, pool: Pool) -> None:
+    body = SCRIPT.replace('if __name__ == "__main__":', "if True:").replace('"hang", times=1', '"raise", times=0')
+    (tmp_path / "run.py").write_text(body)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), "processes"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 1
+    assert "exit code 1 before its first answer; a likely reason:" in ran.stderr
+    assert 'lacks `if __name__ == "__main__":`' in ran.stderr
+
+
 def test_an_estimator_that_cannot_travel_is_named(tmp_path: Path, pool: Pool) -> None:
     class Local(Troubled):
         pass

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.boundary.estimates.chunks import check_batch_size
+from deepfailguard.boundary.counts import check_count
 from deepfailguard.boundary.estimates.monotone import Curve, fit_curve
 from deepfailguard.boundary.estimates.per_version import fingerprint_of, only, state_of
 from deepfailguard.boundary.estimates.quality import NO_QUALITY, EstimateQuality, check_enough, compare, warn_of_nothing
@@ -70,9 +70,8 @@ class CalibratedDistance:
     versions: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        if not self.knots >= 1:
-            raise ConfigurationError(f"knots must be at least 1, got {self.knots}")
+        check_count("batch_size", self.batch_size, least=1)
+        check_count("knots", self.knots, least=1)
         if hasattr(self.estimate, "fit"):
             raise ConfigurationError(
                 f"expected an estimate that needs no fit, got a {type(self.estimate).__name__}, which learns a "

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.searching import check_inputs
-from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import Bounds, Distances
 from deepfailguard.versions.version import device_of
 
-__all__ = ["check_batch_size", "in_chunks"]
+__all__ = ["in_chunks"]
 
 
 def in_chunks(
@@ -34,9 +33,3 @@ def in_chunks(
     for chunk in x.detach().split(batch_size) if len(x) else ():
         parts.append(estimate(chunk.to(device, copy=True)))
     return Distances.concatenate(parts)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a size at which nothing would be done."""
-    if not batch_size >= 1:
-        raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}")

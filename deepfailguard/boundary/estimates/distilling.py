@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deepfailguard.boundary.counts import check_count
 from deepfailguard.boundary.estimates.regressor import Inputs, Parameters, predict
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.seeding import generator
@@ -46,10 +47,10 @@ class Teaching:
 
     def __post_init__(self) -> None:
         for name in ("width", "networks", "epochs", "most_steps"):
-            if not getattr(self, name) >= 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"dropout must be in [0, 1), got {self.dropout}")
+            check_count(f"teaching.{name}", getattr(self, name), least=1)
+        dropout: object = self.dropout  # a configuration may give anything
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ConfigurationError(f"teaching.dropout must be a number in [0, 1), got {dropout!r}")
 
 
 def distil(inputs: Inputs, log_distance: Tensor, teaching: Teaching) -> Parameters:
@@ -95,7 +96,8 @@ def _start(inputs: Inputs, log_distance: Tensor, teaching: Teaching) -> Paramete
 def _train(parameters: Parameters, learned: list[Tensor], inputs: Inputs, target: Tensor, teaching: Teaching) -> None:
     steps = min(teaching.most_steps, teaching.epochs * math.ceil(len(inputs) / _BATCH))
     optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=_WARM_UP)
+    warm_up = max(_WARM_UP, 1.5 / (steps + 1))  # the schedule divides by the steps after the first in which it rises
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1, pct_start=warm_up)
     draw = generator(teaching.seed, "learned distance", "order")
     for index in _batches(len(inputs), steps, draw):
         keep = _keep((teaching.networks, len(index), teaching.width), teaching.dropout, draw)

@@ -6,7 +6,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.boundary.estimates.chunks import check_batch_size, in_chunks
+from deepfailguard.boundary.counts import check_count
+from deepfailguard.boundary.estimates.chunks import in_chunks
 from deepfailguard.boundary.estimates.logits import leads, to_distances
 from deepfailguard.boundary.logits import as_logits
 from deepfailguard.boundary.searching import searching
@@ -50,7 +51,7 @@ class FirstOrderDistance:
     def __post_init__(self) -> None:
         if self.margin not in _MARGINS:
             raise ConfigurationError(f"margin must be one of {', '.join(_MARGINS)}, got {self.margin!r}")
-        check_batch_size(self.batch_size)
+        check_count("batch_size", self.batch_size, least=1)
         Bounds(self.low, self.high)  # raises if they do not fit
 
     @property

@@ -6,7 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.boundary.estimates.chunks import check_batch_size, in_chunks
+from deepfailguard.boundary.counts import check_count
+from deepfailguard.boundary.estimates.chunks import in_chunks
 from deepfailguard.boundary.estimates.logits import leads, to_distances
 from deepfailguard.boundary.estimates.tapping import tapped
 from deepfailguard.errors import ConfigurationError
@@ -42,7 +43,7 @@ class LastLayerDistance:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+        check_count("batch_size", self.batch_size, least=1)
         Bounds(self.low, self.high)  # raises if they do not fit
 
     @property

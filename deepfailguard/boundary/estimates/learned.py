@@ -8,15 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.boundary.estimates.chunks import check_batch_size, in_chunks
+from deepfailguard.boundary.counts import check_count
+from deepfailguard.boundary.estimates.chunks import in_chunks
 from deepfailguard.boundary.estimates.distilling import Teaching, distil
 from deepfailguard.boundary.estimates.logits import to_distances
 from deepfailguard.boundary.estimates.per_version import fingerprint_of, only, state_of
-from deepfailguard.boundary.estimates.quality import NO_QUALITY, EstimateQuality, check_enough, compare, warn_of_nothing
+from deepfailguard.boundary.estimates.quality import (
+    NO_QUALITY,
+    EstimateQuality,
+    check_enough,
+    compare,
+    warn_of_few,
+    warn_of_nothing,
+)
 from deepfailguard.boundary.estimates.regressor import Inputs, Parameters, predict, read_inputs
 from deepfailguard.boundary.estimates.tapping import tapped
 from deepfailguard.boundary.searching import check_inputs, within
-from deepfailguard.errors import ConfigurationError
 from deepfailguard.seeding import generator
 from deepfailguard.types import Bounds, Distances
 from deepfailguard.versions.version import device_of
@@ -86,9 +93,8 @@ class LearnedDistance:
     )
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
-        if not self.convolutions >= 0:
-            raise ConfigurationError(f"convolutions must be at least 0, got {self.convolutions}")
+        check_count("batch_size", self.batch_size, least=1)
+        check_count("convolutions", self.convolutions, least=0)
         Bounds(self.low, self.high)  # raises if they do not fit
 
     @property
@@ -141,6 +147,7 @@ class LearnedDistance:
         state = Distilled({}, NO_QUALITY)
         if len(chosen) >= _FEWEST:
             state = self._distil(logits[chosen], inputs[chosen], searched[chosen])
+            warn_of_few(fingerprint, state.quality)
         else:
             warn_of_nothing(fingerprint, len(chosen), len(images))
         return replace(self, versions={**self.versions, fingerprint: state})

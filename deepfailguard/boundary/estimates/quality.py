@@ -9,11 +9,12 @@ from scipy.stats import spearmanr
 from deepfailguard.errors import DataFormatError
 from deepfailguard.types import Distances
 
-__all__ = ["NO_QUALITY", "EstimateQuality", "check_enough", "compare", "warn_of_nothing"]
+__all__ = ["NO_QUALITY", "EstimateQuality", "check_enough", "compare", "warn_of_few", "warn_of_nothing"]
 
 logger = logging.getLogger(__name__)
 
 _FEWEST = 2
+_TELLING = 10  # images: a rank correlation of fewer is mostly chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,17 @@ def warn_of_nothing(fingerprint: str, found: int, images: int) -> None:
         images,
         fingerprint[:16],
     )
+
+
+def warn_of_few(fingerprint: str, quality: EstimateQuality) -> None:
+    """Say that a quality was measured on so few images that it tells next to nothing."""
+    if quality.images < _TELLING:
+        logger.warning(
+            "the quality of the distances learned of the version %s was measured on %d held-out images only, so it "
+            "tells next to nothing; give more calibration images (hundreds)",
+            fingerprint[:16],
+            quality.images,
+        )
 
 
 def compare(estimated: Distances, searched: Distances) -> EstimateQuality:

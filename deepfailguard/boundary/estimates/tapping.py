@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from deepfailguard.boundary.estimates.probing import writes_of, yields_logits
 from deepfailguard.boundary.logits import as_logits
 from deepfailguard.versions.version import evaluating
 
@@ -35,11 +36,12 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """One layer at work."""
+    """One layer at work; `writes` tells how often its output had been written to when it was made."""
 
     layer: nn.Module
     given: Tensor
     output: Tensor
+    writes: int | None
 
 
 @dataclass(slots=True)
@@ -52,11 +54,11 @@ class _Seen:
 
     def note_linear(self, layer: nn.Module, given: tuple[object, ...], output: object) -> None:
         if given and isinstance(given[0], Tensor) and isinstance(output, Tensor) and output.ndim == 2:
-            self.flat.append(_Pass(layer, given[0], output))
+            self.flat.append(_Pass(layer, given[0], output, writes_of(output)))
 
     def note_image(self, layer: nn.Module, given: tuple[object, ...], output: object) -> None:
         if given and isinstance(given[0], Tensor) and isinstance(output, Tensor) and output.ndim == 4:
-            self.image = _Pass(layer, given[0], output)
+            self.image = _Pass(layer, given[0], output, writes_of(output))
 
     def note_mean(self, layer: nn.Module, given: tuple[object, ...]) -> None:
         if given and isinstance(given[0], Tensor) and given[0].ndim == 4:
@@ -93,38 +95,37 @@ def tapped(model: nn.Module, x: Tensor, convolutions: int = 0) -> Tap:
         >>> tapped(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(2, 1, 2, 2)).features.shape
         torch.Size([2, 4])
     """
-    with evaluating(model), _watching(model, convolutions) as seen:
-        logits = as_logits(model(x), len(x))
+    with evaluating(model):
+        with _watching(model, convolutions) as seen:
+            logits = as_logits(model(x), len(x))
+        head = _head(model, x, logits, seen)
     means = torch.cat([mean.to(logits.dtype) for mean in seen.means], 1) if seen.means else logits[:, :0]
-    return Tap(logits, *_head(logits, seen), means)
+    return Tap(logits, *head, means)
 
 
-def _head(logits: Tensor, seen: _Seen) -> tuple[Tensor, Tensor | None]:
+def _head(model: nn.Module, x: Tensor, logits: Tensor, seen: _Seen) -> tuple[Tensor, Tensor | None]:
     """Features and weight of the layer that made the logits."""
-    for last in reversed(seen.flat):
-        if isinstance(last.layer, nn.Linear) and _same(last.output, logits):
+    fitting = [last for last in reversed(seen.flat) if last.output.shape == logits.shape]
+    same = [last for last in fitting if _same(last, logits)]
+    for last in same or [last for last in fitting if yields_logits(model, last.layer, x)]:
+        if isinstance(last.layer, nn.Linear):
             return last.given, last.layer.weight
     if seen.flat:
         return seen.flat[-1].given, None
     if seen.image is None:
         return logits[:, :0], None
     features, layer = seen.image.given.mean((2, 3)), seen.image.layer
-    if isinstance(layer, nn.Conv2d) and _is_mean_of(layer, seen.image, logits):
-        return features, layer.weight.flatten(1)
+    if isinstance(layer, nn.Conv2d) and _is_pointwise(layer, seen.image) and yields_logits(model, layer, x):
+        return features, layer.weight.flatten(1)  # the mean of a 1x1 convolution is the convolution of the mean
     return features, None
 
 
-def _same(output: Tensor, logits: Tensor) -> bool:
-    if output.shape != logits.shape:
-        return False
-    if output.data_ptr() == logits.data_ptr():
-        return True
-    return torch.allclose(output.to(logits.dtype), logits, rtol=1e-5, equal_nan=True)
+def _same(last: _Pass, logits: Tensor) -> bool:
+    """Whether the logits are the layer's output itself, as the layer left it."""
+    output = last.output
+    place = output.data_ptr() == logits.data_ptr() and output.stride() == logits.stride()
+    return place and output.dtype == logits.dtype and last.writes is not None and writes_of(output) == last.writes
 
 
-def _is_mean_of(layer: nn.Conv2d, last: _Pass, logits: Tensor) -> bool:
-    """Whether the logits are the mean of a 1x1 convolution, which is the convolution of the mean."""
-    if layer.kernel_size != (1, 1) or layer.groups != 1 or last.given.shape[2:] != last.output.shape[2:]:
-        return False
-    mean = last.output.mean((2, 3)).to(logits.dtype)
-    return mean.shape == logits.shape and torch.allclose(mean, logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+def _is_pointwise(layer: nn.Conv2d, last: _Pass) -> bool:
+    return layer.kernel_size == (1, 1) and layer.groups == 1 and last.given.shape[2:] == last.output.shape[2:]

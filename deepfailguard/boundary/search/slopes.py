@@ -66,7 +66,7 @@ class View:
     def start(self, points: Tensor, weights: Tensor | None = None) -> Slope:
         """The model around unchanged inputs, against the rival that seems nearest.
 
-        The inputs keep the memory format that they came in, so the logits are the user's bit for bit.
+        In full precision and the plain memory format, so the logits are those of an ordinary forward pass.
 
         Args:
             points: (R, D) on the model's device.

@@ -4,10 +4,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-from deepfailguard.errors import ConfigurationError
 from deepfailguard.pipeline.launching.work import Unit, Work
 
-__all__ = ["Launcher", "Outcome", "check_count"]
+__all__ = ["Launcher", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +37,3 @@ class Launcher(Protocol):
         are done. Closing the iterator ends every worker; chunks that were finished are kept.
         """
         ...
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Refuse a setting that is no whole number or too small.
-
-    >>> check_count("launcher.workers", 2, least=1)
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -1,5 +1,6 @@
 """The worker processes of one run: started when there is a unit for them, replaced when they die."""
 
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,10 @@ from deepfailguard.pipeline.launching.work import Unit
 __all__ = ["Crew", "Report"]
 
 _SECONDS_TO_END = 30.0  # for a chunk's last step and a shard; afterwards a worker is killed
+_UNGUARDED = (
+    ' before its first answer; a likely reason: the program that was started lacks `if __name__ == "__main__":` '
+    "around what it does, and worker processes import it (what the worker wrote above says more)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class _Worker:
     line: "connection.Connection[Unit, str | None]"
     unit: Unit | None = None
     loaded: int | None = None
+    answered: bool = False
 
     def take(self, unit: Unit) -> None:
         self.unit, self.loaded = unit, unit.job
@@ -50,7 +56,8 @@ class _Worker:
             error = self.line.recv()
         except (EOFError, OSError):
             self.process.join(_SECONDS_TO_END)
-            return Report(unit, f"its worker process {_ending(self.process.exitcode)}"), False
+            return Report(unit, f"its worker process {_ending(self.process.exitcode, self.answered)}"), False
+        self.answered = True
         return Report(unit, error), error is None
 
     def stop(self) -> None:
@@ -118,12 +125,15 @@ def _start(briefing: Briefing) -> _Worker:
     try:
         with _deaf_to_interrupts():
             process.start()
-    except (AttributeError, TypeError, ValueError) as error:  # what pickle raises differs from type to type
+    # What pickle raises differs from type to type.
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
+        ours.close()
         raise ConfigurationError(
             f"a distance estimator cannot be sent to another process: {error}; "
             "define its class at the top of a module, or use launcher=inline"
         ) from error
-    theirs.close()  # so that the line breaks when the worker dies
+    finally:
+        theirs.close()  # so that the line breaks when the worker dies
     return _Worker(process, ours)
 
 
@@ -137,10 +147,11 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ending(code: int | None) -> str:
+def _ending(code: int | None, answered: bool) -> str:
     if code is None:
         return "no longer answered"
     if code < 0:
         hint = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
         return f"was ended by {signal.Signals(-code).name}{hint}"
-    return f"ended with exit code {code}"
+    hint = "" if answered or code != 1 else _UNGUARDED
+    return f"ended with exit code {code}{hint}"

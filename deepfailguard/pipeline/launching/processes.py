@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deepfailguard.pipeline.launching.base import Outcome, check_count
+from deepfailguard.boundary.counts import check_count
+from deepfailguard.pipeline.launching.base import Outcome
 from deepfailguard.pipeline.launching.crew import Crew
 from deepfailguard.pipeline.launching.image_files import ImageFile, image_files
 from deepfailguard.pipeline.launching.schedule import Schedule
@@ -22,7 +23,8 @@ class Processes:
     """Worker processes that share the images and divide the cores or GPUs among them.
 
     Attributes:
-        workers: how many (>= 1); None for one per core, or one per GPU where the versions run on GPUs.
+        workers: how many (>= 1); None for one per core, or one per GPU where the versions run on GPUs
+            (one if the device names its GPU, as ``cuda:1`` does).
         retries: how often a unit is tried again after an error or a worker's death (>= 0).
 
     >>> Processes(workers=2).retries
@@ -73,7 +75,10 @@ def device_of_worker(device: torch.device, place: int) -> torch.device:
 
 
 def _places(device: torch.device) -> int:
-    return cores() if device.type == "cpu" else max(1, torch.accelerator.device_count())
+    if device.type == "cpu":
+        return cores()
+    named = device_of_worker(device, 0) == device  # all workers would crowd that one GPU
+    return 1 if named else max(1, torch.accelerator.device_count())
 
 
 def _briefings(work: Work, files: dict[str, ImageFile], size: int) -> Callable[[int], Briefing]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from deepfailguard.pipeline.launching.runner import UnitRunner, explain
 from deepfailguard.pipeline.launching.work import Job, Site, Unit, Work
 
-__all__ = ["ActorBriefing", "Block", "Blocks", "DistanceActor", "Place", "Tally"]
+__all__ = ["ActorBriefing", "Block", "Blocks", "DistanceActor", "Place", "Tally", "site_of_actor"]
 
 Place = tuple[str, int]  # part and start: names a unit among those of one version
 
@@ -106,6 +106,11 @@ class ActorBriefing:
     tally: Any
     retries: int
     threads: int
+
+
+def site_of_actor(site: Site) -> Site:
+    """The site as an actor sees it: Ray shows it only its own GPU, which is number 0 there whatever it is here."""
+    return replace(site, device=torch.device(site.device.type))
 
 
 class DistanceActor:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from deepfailguard.boundary.counts import check_count
 from deepfailguard.errors import ConfigurationError
-from deepfailguard.pipeline.launching.base import Outcome, check_count
+from deepfailguard.pipeline.launching.base import Outcome
 from deepfailguard.pipeline.launching.processes import cores
-from deepfailguard.pipeline.launching.ray_actor import ActorBriefing, Blocks, DistanceActor, Place, Tally
+from deepfailguard.pipeline.launching.ray_actor import ActorBriefing, Blocks, DistanceActor, Place, Tally, site_of_actor
 from deepfailguard.pipeline.launching.ray_cluster import cluster, require_ray
 from deepfailguard.pipeline.launching.work import Unit, Work
 
@@ -73,7 +74,10 @@ def _share(ray: ModuleType, workers: int | None, device: torch.device) -> _Share
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
     if device.type != "cpu" and gpus == 0:
-        raise ConfigurationError(f"the Ray cluster has no GPU for device={device}; use device=cpu")
+        raise ConfigurationError(
+            f"device={device} was asked for, but no machine of the Ray cluster offers Ray's resource 'GPU'; "
+            "use device=cpu, or launcher=inline or processes where this machine has such a device"
+        )
     actors = workers or max(1, cpus if device.type == "cpu" else gpus)
     if cpus < actors:
         raise ConfigurationError(
@@ -96,7 +100,7 @@ class _Wave:
         tally = self.ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Tally).remote()
         stored = {place: blocks.put(unit) for place, unit in self.left.items()}
         job = self.work.jobs[units[0].job]
-        self.briefing = ActorBriefing(job, self.work.site, stored, tally, retries, share.cpus)
+        self.briefing = ActorBriefing(job, site_of_actor(self.work.site), stored, tally, retries, share.cpus)
 
     def run(self) -> Generator[Outcome, None, None]:
         """Passes over what is left, each with fresh actors."""

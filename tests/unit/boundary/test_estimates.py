@@ -190,6 +190,56 @@ def test_the_layer_whose_output_is_the_logits_is_found_among_others() -> None:
     assert tapped(model, images()).weight is model.answer.weight
 
 
+class Changed(nn.Module):
+    """A linear layer whose output is changed before it is returned."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer, self.change = linear(), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.answer(x))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits.mul_(0.1),
+        lambda logits: logits.relu(),
+        lambda logits: logits.clamp(max=20.0),
+        lambda logits: logits - logits.mean(1, keepdim=True),
+    ],
+)
+def test_a_changed_output_is_not_taken_for_the_logits_whatever_the_images(
+    change: Callable[[Tensor], Tensor], inference: bool
+) -> None:
+    model = Changed(change)
+    for bias in (10.0, 0.0, -10.0):  # all outputs above zero, some, none
+        model.answer[1].bias.data.fill_(bias)
+        with torch.inference_mode(inference):
+            assert tapped(model, images()).weight is None
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("change", [lambda logits: logits, lambda logits: logits[:], lambda logits: logits.double()])
+def test_an_unchanged_output_is_known_again(change: Callable[[Tensor], Tensor], inference: bool) -> None:
+    model = Changed(change)
+    with torch.inference_mode(inference):
+        assert tapped(model, images()).weight is model.answer[1].weight
+
+
+def test_a_pooled_convolution_is_known_whatever_the_images() -> None:
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for bias in (10.0, -10.0):
+        plain, cut = Head(nn.Conv2d(5, 4, 1), *pool), Head(nn.Conv2d(5, 4, 1), nn.ReLU(), *pool)
+        for model in (plain, cut, most := Head(nn.Conv2d(5, 4, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten())):
+            model.head[0].bias.data.fill_(bias)
+        assert tapped(plain, images()).weight is not None
+        assert tapped(cut, images()).weight is None
+        assert tapped(most, images()).weight is None
+
+
 @pytest.mark.parametrize(("asked", "told"), [(0, 0), (1, 5), (2, 6), (9, 6)])
 def test_the_mean_inputs_of_some_convolutions_are_told(asked: int, told: int) -> None:
     model = Head(nn.Conv2d(5, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -233,6 +283,7 @@ def test_other_outputs_than_logits_are_refused(estimate: DistanceEstimator) -> N
         lambda: FirstOrderDistance("medium"),  # type: ignore[arg-type]
         lambda: FirstOrderDistance(batch_size=0),
         lambda: LastLayerDistance(batch_size=0),
+        lambda: LastLayerDistance(batch_size=2.5),  # type: ignore[arg-type]
         lambda: LastLayerDistance(low=1.0, high=0.0),
     ],
 )

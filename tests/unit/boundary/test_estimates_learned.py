@@ -8,17 +8,18 @@ from torch import nn
 
 from deepfailguard.boundary.deepfool import FoolboxDeepFool
 from deepfailguard.boundary.estimates.calibrated import CalibratedDistance
-from deepfailguard.boundary.estimates.distilling import Teaching
+from deepfailguard.boundary.estimates.distilling import Teaching, distil
 from deepfailguard.boundary.estimates.first_order import FirstOrderDistance
 from deepfailguard.boundary.estimates.last_layer import LastLayerDistance
 from deepfailguard.boundary.estimates.learned import LearnedDistance
 from deepfailguard.boundary.estimates.monotone import Curve, fit_curve
 from deepfailguard.boundary.estimates.quality import compare
-from deepfailguard.boundary.estimates.regressor import Parameters
+from deepfailguard.boundary.estimates.regressor import Parameters, read_inputs
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.boundary.searching import for_version
 from deepfailguard.errors import ConfigurationError, CorruptFileError, DataFormatError, NotFittedError
 from deepfailguard.identity import describe, digest, rebuild, weights_fingerprint
+from deepfailguard.seeding import generator
 from deepfailguard.types import NO_ANSWER, Bounds, Distances
 from tests.examples import affine, bars, template_model
 from tests.trained import trained_on_bars
@@ -181,12 +182,34 @@ def test_settings_that_cannot_work_are_refused(learned: LearnedDistance) -> None
     for settings in ({"width": 0}, {"networks": 0}, {"epochs": 0}, {"most_steps": 0}, {"dropout": 1.0}):
         with pytest.raises(ConfigurationError, match="must be"):
             Teaching(**settings)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="convolutions must be at least 0"):
-        LearnedDistance(TEACHER, convolutions=-1)
-    with pytest.raises(ConfigurationError, match="knots must be at least 1"):
+    for settings in ({"width": 1.5}, {"epochs": "2"}, {"most_steps": True}, {"dropout": "0.1"}):
+        with pytest.raises(ConfigurationError, match=r"teaching\.\w+ must be .* got "):
+            Teaching(**settings)  # type: ignore[arg-type]
+    for wrong in (-1, 2.5):
+        with pytest.raises(ConfigurationError, match="convolutions must be a whole number of at least 0"):
+            LearnedDistance(TEACHER, convolutions=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"batch_size must be a whole number .* got 2\.5"):
+        LearnedDistance(TEACHER, batch_size=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="knots must be a whole number of at least 1"):
         CalibratedDistance(LastLayerDistance(), TEACHER, knots=0)
     with pytest.raises(ConfigurationError, match="got a LearnedDistance, which learns a search's scale itself"):
         CalibratedDistance(learned, TEACHER)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_any_number_of_steps_can_be_taught(steps: int) -> None:
+    draw = generator(0, "steps")
+    inputs = read_inputs(torch.randn(30, 3, generator=draw), torch.zeros(30, 0))
+    parameters = distil(inputs, torch.zeros(30), Teaching(width=4, most_steps=steps))
+    assert all(tensor.isfinite().all() for tensor in parameters.tensors().values())
+
+
+@pytest.mark.parametrize(("images", "said"), [(40, True), (120, False)])
+def test_a_quality_of_few_images_is_said_to_tell_nothing(
+    images: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    LearnedDistance(TEACHER, Teaching(width=4, epochs=1)).fit(trained_on_bars(), CALIBRATION[:images])
+    assert ("held-out images only, so it tells next to nothing" in caplog.text) is said
 
 
 def test_calibration_puts_the_last_layer_on_the_search_s_scale() -> None:

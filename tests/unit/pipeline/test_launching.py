@@ -1,7 +1,14 @@
+import multiprocessing
+import os
+import pickle
+import platform
+import signal
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,12 +16,16 @@ from torch import Tensor
 
 from deepfailguard.boundary.cache import CachedDistance
 from deepfailguard.errors import ConfigurationError, DataFormatError, StoreError
+from deepfailguard.pipeline.launching import processes, ray_data
+from deepfailguard.pipeline.launching.crew import Crew
 from deepfailguard.pipeline.launching.image_files import ImageFile, image_files
 from deepfailguard.pipeline.launching.planning import locate, plan, waves
 from deepfailguard.pipeline.launching.processes import Processes, cores, device_of_worker, threads_of_worker
-from deepfailguard.pipeline.launching.ray_actor import Block
+from deepfailguard.pipeline.launching.ray_actor import Block, site_of_actor
 from deepfailguard.pipeline.launching.ray_data import RayData
 from deepfailguard.pipeline.launching.schedule import Schedule
+from deepfailguard.pipeline.launching.serving_process import Briefing
+from deepfailguard.pipeline.launching.terminating import exit_on_sigterm
 from deepfailguard.pipeline.launching.work import Job, Unit, Work
 from tests.launching_examples import CHUNK, CPU, DISTANCE, filled_pool, images
 
@@ -135,6 +146,67 @@ def test_only_the_parts_with_work_are_laid_down_and_they_go_away() -> None:
     assert not path.parent.exists()
 
 
+def test_images_of_dead_processes_are_removed_and_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    own = f"deepfailguard-images-{platform.node()}-"
+    dead = f"{own}{process.pid}-x"
+    others = [f"{own}{os.getppid()}-x", f"{own}formerly", f"deepfailguard-images-elsewhere-{process.pid}-x"]
+    for name in (dead, *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.raw").touch()
+    with image_files({"test": torch.ones(2, 1, 2, 2)}, ["test"]):
+        left = {folder.name for folder in tmp_path.iterdir()}
+        assert dead not in left
+        assert left > set(others)
+    assert {folder.name for folder in tmp_path.iterdir()} == set(others)
+
+
+def test_a_program_s_own_handler_of_sigterm_stays() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with exit_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with exit_on_sigterm():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_estimator_that_cannot_be_pickled_leaves_no_pipe_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stubborn:
+        def __reduce__(self) -> str:
+            raise pickle.PicklingError("never")
+
+    ends, pipe = [], multiprocessing.get_context("spawn").Pipe
+    monkeypatch.setattr(type(multiprocessing.get_context("spawn")), "Pipe", lambda _: ends.extend(pipe()) or ends)
+    work = planned(tmp_path, images())
+    briefing = Briefing((replace(work.jobs[0], estimator=Stubborn()),), {}, work.site, 1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="cannot be sent to another process: never"):
+        Crew(1, lambda _: briefing).hand_out(Schedule(work.units, retries=0))
+    assert len(ends) == 2
+    assert all(end.closed for end in ends)
+
+
+def test_an_actor_s_own_gpu_is_its_first(tmp_path: Path) -> None:
+    site = replace(planned(tmp_path, images()).site, device=torch.device("cuda:3"))
+    assert site_of_actor(site) == replace(site, device=torch.device("cuda"))
+    assert site_of_actor(replace(site, device=CPU)).device == CPU
+
+
+def test_a_cluster_without_gpus_says_what_it_lacks() -> None:
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    with pytest.raises(ConfigurationError, match=r"device=mps was asked for, but .* Ray's resource 'GPU'"):
+        ray_data._share(ray, None, torch.device("mps"))  # type: ignore[arg-type]
+    assert ray_data._share(ray, None, CPU).actors == 4  # type: ignore[arg-type]
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: Path, __: object) -> int:
         raise OSError("no space left on device")
@@ -152,6 +224,7 @@ def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(device_of_worker(torch.device("cuda"), place)) for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert device_of_worker(torch.device("cuda:1"), 0) == torch.device("cuda:1")
     assert device_of_worker(CPU, 3) == CPU
+    assert [processes._places(torch.device(name)) for name in ("cuda", "cuda:1", "cpu")] == [2, 1, cores()]
 
 
 @pytest.mark.parametrize("launcher", [Processes, RayData])

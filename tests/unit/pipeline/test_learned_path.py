@@ -1,6 +1,7 @@
 """The whole path with distances that are learned from a search for each version."""
 
 import copy
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,23 @@ from deepfailguard.boundary.estimates.calibrated import CalibratedDistance
 from deepfailguard.boundary.estimates.distilling import Teaching
 from deepfailguard.boundary.estimates.last_layer import LastLayerDistance
 from deepfailguard.boundary.estimates.learned import LearnedDistance
+from deepfailguard.boundary.fitting import fitted
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.boundary.searching import for_version
 from deepfailguard.decision.rules import highest_posterior
-from deepfailguard.errors import NotFittedError
+from deepfailguard.errors import ConfigurationError, NotFittedError
 from deepfailguard.evaluation.records import Evaluation
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.saved import load_guard
 from deepfailguard.pipeline.evaluating import evaluate_cached, evaluate_live
 from deepfailguard.pipeline.evidence import cache_distances
 from deepfailguard.pipeline.guarding import GuardParts, fit_distance, train_guard
+from deepfailguard.pipeline.launching.base import Outcome
+from deepfailguard.pipeline.launching.inline import Inline
+from deepfailguard.pipeline.launching.work import Work
 from deepfailguard.pipeline.training import TrainRequest, train_version
 from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.store import load_json, save_json
 from deepfailguard.training.trainer import Trainer
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
@@ -93,6 +99,55 @@ def test_fitting_again_finds_what_was_learned(
         file.write_text("damaged")
     with pytest.raises(TypeError):
         fit_distance(*arguments)
+
+
+@pytest.mark.parametrize("change", ["renamed class", "unknown field", "refused value"])
+def test_what_another_release_kept_is_learned_again(
+    pool: Pool, cards: list[IdentityCard], tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    arguments = (cards[:1], SPLITS.calibration.images, DISTANCES["learned"], pool, CPU, tmp_path)
+    first = fit_distance(*arguments)
+    (file,) = (tmp_path / "learned").iterdir()
+    kept = load_json(file)
+    if change == "renamed class":
+        kept["_target_"] += "Formerly"
+    elif change == "unknown field":
+        kept["more"] = 1
+    else:
+        kept["quality"]["_target_"] = "deepfailguard.types.Bounds"
+    save_json(file, kept)
+    assert fit_distance(*arguments) == first
+    assert "it will be learned again" in caplog.text
+
+
+def test_a_fingerprint_of_another_model_is_refused_before_the_search(
+    pool: Pool, cards: list[IdentityCard], tmp_path: Path
+) -> None:
+    model = pool.load(cards[0], CPU).model
+    for cache in (None, tmp_path):
+        with pytest.raises(ConfigurationError, match=r"expected a model of the version .* use the fingerprint of this"):
+            fitted(DISTANCES["learned"], model, cards[1].fingerprint, SPLITS.calibration.images, cache)
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("kind", sorted(DISTANCES))
+def test_a_launcher_searches_what_is_learned_from(
+    pool: Pool, cards: list[IdentityCard], tmp_path: Path, kind: str
+) -> None:
+    calibration, done = SPLITS.calibration.images, []
+
+    class Recording(Inline):
+        def run(self, work: Work) -> Generator[Outcome, None, None]:
+            done.extend(work.units)
+            yield from Inline().run(work)
+
+    alone = fit_distance(cards, calibration, DISTANCES[kind], pool, CPU, tmp_path / "a")
+    launched = fit_distance(cards, calibration, DISTANCES[kind], pool, CPU, tmp_path / "b", Recording())
+    assert launched == alone
+    assert {unit.job for unit in done} == {0, 1}
+    done.clear()
+    fit_distance(cards, calibration, DISTANCES[kind], pool, CPU, tmp_path / "b", Recording())
+    assert not done
 
 
 def test_the_key_of_one_version_does_not_depend_on_the_others(
