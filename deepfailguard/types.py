@@ -51,7 +51,7 @@ class Distances:
     Attributes:
         labels: (B,) int64, the version's answers to the unchanged inputs.
         size: (B,) float32 >= 0, size of the smallest found change that flips the answer;
-            where nothing was found, the size of the last change that was tried (it means nothing).
+            it means nothing where none was found.
         found: (B,) bool, whether the search crossed the boundary.
     """
 

@@ -12,8 +12,9 @@ from deepfailguard.boundary.search.trails import Best
 
 __all__ = ["Ask", "Closing", "Found"]
 
-Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From image numbers (R,) and changes (R, D) to the original model's margins (R,) and whether it flipped (R,)."""
+Ask = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""From image numbers (R,) and changes (R, D) to the original model's margins (R,), whether it flipped (R,), and the
+changes (R, D) at which it was really asked: rounding and the bounds may move a point."""
 
 _BEYOND: Final = 1.001  # a predicted crossing is passed by this factor
 _PUSHES: Final = (1.05, 1.2, 1.5, 2.0, 4.0, 16.0, 1e6)  # at most so far in one push, where the answer should flip
@@ -69,7 +70,8 @@ class Closing:
         self.ray = torch.where(further[:, None], planned.delta, best.delta)
         crossing = 1 + best.margin / torch.where(best.slope > 0, best.slope, torch.inf)
         place = torch.where(further, 1.0, (crossing.clamp_min(0.5) * _BEYOND).clamp_max(1.0))
-        rows = torch.arange(len(place), device=place.device)
+        rows = (self.ray != 0).any(1).nonzero().squeeze(1)
+        place = place[rows]
         for _ in range(passes):
             self._look(rows, place)
             place = self._next(rows, _PUSHES[0])
@@ -115,8 +117,8 @@ class Closing:
     def _try(self, rows: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Ask at the changes, clipped to the bounds, and keep those that flip and are smaller than what is kept."""
         delta = torch.minimum(torch.maximum(delta, self.room[0][rows]), self.room[1][rows])
-        margin, flipped = self.ask(rows, delta)
-        size = size_of(delta, self.norm)
+        margin, flipped, delta = self.ask(rows, delta)
+        size = size_of(delta.float(), self.norm).to(self.size.dtype)
         better = flipped & (size < self.size[rows])
         self.size[rows[better]], self.delta[rows[better]] = size[better], delta[better]
         return margin, flipped

@@ -5,10 +5,11 @@ the boundary from some image that is answered otherwise, so such an image must b
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepfailguard.boundary.foolbox_quiet import foolbox_silent
 from deepfailguard.boundary.search.effort import EffortName
@@ -23,6 +24,7 @@ _STEPS: Final[dict[EffortName, int]] = {"fast": 4, "balanced": 12, "tight": 40}
 _FIRST_PROBES: Final = 50  # forward passes for the first gradient; later ones take more
 _MOST_PROBES: Final = 1000
 _NOISE_IMAGES: Final = 16
+_TOGETHER: Final = 16  # images in one walk
 
 
 def search_by_decisions(
@@ -55,16 +57,50 @@ def _attack(effort: EffortName, norm: NormName) -> Any:
 
 
 def _walk(view: View, images: Tensor, start: Tensor, answers: Tensor, attack: Any, bounds: Bounds) -> Tensor:
+    """The images (B, D) that the walks end at; a few walk at once, since each takes many probes along."""
+    parts = torch.arange(len(images), device=images.device).split(_TOGETHER)
+    return torch.cat([_walk_together(view, images[p], start[p], answers[p], attack, bounds) for p in parts])
+
+
+def _walk_together(view: View, images: Tensor, start: Tensor, answers: Tensor, attack: Any, bounds: Bounds) -> Tensor:
     from foolbox.models.pytorch import PyTorchModel
 
     low, high = torch.tensor([bounds.low, bounds.high], dtype=images.dtype).tolist()
     shaped, begin = images.view(-1, *view.shape), start.view(-1, *view.shape)
-    device = [images.device] if images.device.type == "cuda" else []
-    with foolbox_silent("hop_skip_jump.py"), torch.no_grad(), torch.random.fork_rng(device):
-        torch.manual_seed(0)
-        victim = PyTorchModel(view.model, (low, high), device=images.device)
-        moved: Tensor = attack.run(victim, shaped, answers, starting_points=begin)
-    return moved.detach().flatten(1)
+    try:
+        with foolbox_silent("hop_skip_jump.py"), torch.no_grad(), _seeded(images.device):
+            victim = PyTorchModel(_OnCopies(view.model).eval(), (low, high), device=images.device)
+            moved: Tensor = attack.run(victim, shaped, answers, starting_points=begin)
+            return moved.detach().flatten(1)
+    except (AssertionError, ValueError):
+        # foolbox wants each answer to be the same in any company; dynamically quantised models do not keep that.
+        if len(images) == 1:
+            return start
+    halves = torch.arange(len(images), device=images.device).split((len(images) + 1) // 2)
+    return torch.cat([_walk_together(view, images[h], start[h], answers[h], attack, bounds) for h in halves])
+
+
+class _OnCopies(nn.Module):
+    """The model on copies of its inputs, since it may work in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x.clone())
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Foolbox draws from torch's own generators: seed those of this device, and give their states back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(0)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield
 
 
 def _starting_points(view: View, images: Tensor, answers: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
@@ -87,5 +123,5 @@ def _candidates(images: Tensor, bounds: Bounds) -> Iterator[Tensor]:
         yield torch.full_like(images, level)
     random = generator(0, "starting points of the decision-based search")
     for _ in range(_NOISE_IMAGES):
-        noise = torch.rand(1, images.shape[1], generator=random).to(images)
+        noise = torch.rand(1, images.shape[1], generator=random, device="cpu").to(images)
         yield (bounds.low + bounds.width * noise).expand_as(images)

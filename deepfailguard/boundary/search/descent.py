@@ -47,8 +47,9 @@ class Descent:
         room = (self.bounds.low - images, self.bounds.high - images)
         margin = slope.logits.gather(1, answers[:, None]).squeeze(1) - slope.logits.topk(2, dim=1).values[:, 1]
 
-        def ask(rows: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-            return self.view.margins(self._place(images[rows], delta), answers[rows])
+        def ask(rows: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            points = self._place(images[rows], delta)
+            return *self.view.margins(points, answers[rows]), points - images[rows]
 
         return Closing(room, margin, ask, self.norm).run(best, planned, self.effort.closing)
 

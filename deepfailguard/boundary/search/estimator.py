@@ -35,12 +35,13 @@ class BoundarySearch:
 
     The size is an upper bound of the distance that is reached: at that distance the model was seen to answer
     otherwise. A model without gradients (quantised, or with non-differentiable steps) is searched by decisions
-    alone, which costs thousands of forward passes; the log says so.
+    alone, which costs thousands of forward passes, and where another batch may give another distance; the log
+    says so. Where the gradient is exactly zero (a saturated softmax in the model) nothing is found: give the logits.
 
     Attributes:
         effort: ``fast``, ``balanced`` or ``tight``.
         norm: ``l2``, ``linf`` or ``l1``.
-        batch_size: images per chunk; another size changes results by rounding only.
+        batch_size: images per chunk; with gradients another size changes results by rounding only.
         low: smallest value of an input.
         high: largest value of an input.
         mixed_precision: whether gradients on the way are computed in bfloat16: faster on devices that are made for it,
@@ -87,7 +88,7 @@ class BoundarySearch:
         """
         check_inputs(x, self.bounds)
         device = device_of(model)
-        nothing = torch.zeros(0)
+        nothing = torch.zeros(0, device="cpu")
         parts = [Distances(nothing.long(), nothing, nothing.bool())]
         with searching(model):
             for chunk in x.split(self.batch_size) if len(x) else ():
@@ -107,12 +108,14 @@ class BoundarySearch:
     def _search_at_once(self, model: nn.Module, x: Tensor) -> Distances:
         rows_at_once = max(_LEAST_ROWS, self.batch_size // 4)
         view, flat = View(model, x.shape[1:], rows_at_once, self.mixed_precision), x.flatten(1)
-        weights = class_weights(model)
         try:
-            slope = view.start(flat, weights)
+            return self._search_by_slopes(view, flat, class_weights(model))
         except NotDifferentiable as reason:
             logger.info("the model has no gradients (%s): searching by its decisions alone, which is slow", reason)
             return self._search_by_decisions(view, flat)
+
+    def _search_by_slopes(self, view: View, flat: Tensor, weights: Tensor | None) -> Distances:
+        slope = view.start(flat, weights)
         answers, answered = slope.logits.argmax(1), slope.logits.isfinite().all(1)
         size = torch.full_like(flat[:, 0], torch.inf)
         rows, classes = answered.nonzero().squeeze(1), slope.logits.shape[1]
@@ -158,7 +161,10 @@ def _distances(answers: Tensor, answered: Tensor, size: Tensor) -> Distances:
 def class_weights(model: nn.Module) -> Tensor | None:
     """What the last layer multiplies for each class: (K, F); None without such a layer.
 
-    It only ranks the classes to try first, so a wrong guess of the layer costs time and nothing else.
+    It only ranks the classes to try first: a wrong guess of the layer costs time, or a longer distance where the
+    nearest class is then not among them; never a wrong `found`.
     """
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    return layers[-1].weight.detach().flatten(1) if layers else None
+    if not layers or layers[-1].weight.is_meta:
+        return None
+    return layers[-1].weight.detach().flatten(1)

@@ -110,7 +110,7 @@ class View:
         """One forward pass: (R, K)."""
         with torch.no_grad():
             pieces = self._shaped(points).split(self.rows)
-            return torch.cat([as_logits(self.model(piece), len(piece)) for piece in pieces])
+            return torch.cat([_output(self.model, piece) for piece in pieces])
 
     def margins(self, points: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
         """One forward pass: (R,) margins against the strongest other class, and (R,) whether the answer flipped."""
@@ -142,7 +142,8 @@ def class_distances(logits: Tensor, answers: Tensor, weights: Tensor | None) -> 
     """
     margins = _pick(logits, answers)[:, None] - logits
     if weights is not None and len(weights) == logits.shape[1]:
-        differences = torch.cdist(weights[answers].float(), weights.float())
+        known = weights.to(logits.device).float()
+        differences = torch.cdist(known[answers], known)
         margins = margins / differences.clamp_min(torch.finfo(differences.dtype).tiny)
     return margins.scatter(1, answers[:, None], torch.inf)
 
@@ -166,10 +167,15 @@ def _against(model: nn.Module, piece: Tensor, answers: Tensor, rivals: Tensor) -
         yield _slope(x, output, answers, rivals[:, column].clamp_min(0), more=column + 1 < columns)
 
 
+def _output(model: nn.Module, points: Tensor) -> Tensor:
+    """Logits in the dtype of the points. The model gets a copy: it may work in place."""
+    return as_logits(model(points.clone()), len(points)).to(points.dtype)
+
+
 def _forward(model: nn.Module, piece: Tensor) -> tuple[Tensor, Tensor]:
     x = piece.detach().requires_grad_(True)
     with _telling_what_has_no_gradient():
-        output = as_logits(model(x), len(x)).to(x.dtype)
+        output = _output(model, x)
     if not output.requires_grad:
         raise NotDifferentiable("the logits do not depend on the input by differentiable operations")
     return x, output
@@ -182,7 +188,9 @@ def _slope(x: Tensor, output: Tensor, answers: Tensor, rivals: Tensor, more: boo
     if normal is None:
         raise NotDifferentiable("no gradient reaches the input")
     logits = output.detach()
-    return Slope(logits, rivals, -fall.detach(), normal.flatten(1), _flipped(logits, answers))
+    # A value without a slope (a root at 0, say) must not hide the others.
+    normal = normal.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+    return Slope(logits, rivals, -fall.detach(), normal, _flipped(logits, answers))
 
 
 @contextmanager

@@ -295,3 +295,67 @@ def test_mixed_precision_changes_the_way_and_not_what_is_verified() -> None:
     assert torch.equal(mixed.labels, full.labels)
     assert torch.equal(mixed.found, full.found)
     assert (mixed.size / full.size)[full.found].median() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dynamically_quantised_model_is_searched_though_its_answers_depend_on_their_company() -> None:
+    model = torch.ao.quantization.quantize_dynamic(affine(3, seed=1), {nn.Linear})
+    x = images(6, 1, 3, 4)
+    got, exact = BoundarySearch("fast")(model, x), exact_distance(affine(3, seed=1), x, 2.0)
+    assert got.found.any()
+    assert (got.size[got.found] > 0.5 * exact[got.found]).all()
+
+
+class InPlace(nn.Module):
+    """Doubles its input where it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = affine(3, seed=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.inner(x.mul_(2.0))
+        return output
+
+
+def test_a_model_that_works_in_place_harms_nothing() -> None:
+    x = images(10, 1, 3, 4)
+    before = x.clone()
+    got = BoundarySearch("tight", low=-100.0, high=100.0)(InPlace(), x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(got.size.double() * 2, exact_distance(affine(3, seed=1), 2 * x, 2.0), rtol=2e-3, atol=0)
+
+
+def test_a_model_that_answers_in_another_dtype_and_one_slope_that_is_infinite_do_no_harm() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = affine(3, seed=1).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.inner(x.clamp_min(0).sqrt().double())
+            return output
+
+    x = images(6, 1, 3, 4)
+    x[:, 0, 0, 0] = 0.0  # here the root's slope is infinite
+    got = BoundarySearch("tight")(Root(), x)
+    assert got.found.all()
+    assert (got.size > 0).all()
+
+
+def test_gradients_that_vanish_on_the_way_lead_to_the_search_by_decisions(caplog: pytest.LogCaptureFixture) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = affine(2, seed=3)
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            logits: Tensor = self.inner(x)
+            return logits if self.calls == 1 else logits.detach()
+
+    with caplog.at_level(logging.INFO, logger="deepfailguard"):
+        got = BoundarySearch("tight")(Breaks(), images(8, 1, 3, 4))
+    assert "by its decisions alone" in caplog.text
+    assert got.found.any()
