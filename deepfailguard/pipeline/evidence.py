@@ -117,7 +117,8 @@ def check_same_data(cards: Sequence[IdentityCard], splits: Splits) -> None:
             raise ConfigurationError(
                 f"version {card.name} was trained on another split of {splits.name!r}, so it may have seen the "
                 "calibration images; use the same data set settings as in training (dataset.limit, for one; "
-                "limit.calibration and limit.test shorten these parts and nothing else)"
+                "limit.calibration and limit.test shorten these parts and nothing else), "
+                "or name the versions that fit: ensemble.versions=[NAME@KEY,...]"
             )
 
 
