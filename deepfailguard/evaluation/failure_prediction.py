@@ -2,6 +2,9 @@
 
 Everywhere a *wrong* answer is the positive class, and ties in the failure probability are treated such that
 the order of the inputs never matters.
+
+torchmetrics also has AUROC, calibration error and mean squared error. Ours stay: its AUROC is rounded to float32 and 0
+where it is undefined, it takes NaN and numbers outside [0, 1] without a word, and its import takes seconds.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,16 +12,21 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from deepfailguard.errors import ConfigurationError
 from deepfailguard.evaluation.ties import check_predictions, group_ties
 
 __all__ = [
     "FailurePredictionMeasures",
     "ReliabilityBins",
     "RiskCoverage",
+    "area_under_generalised_risk_coverage",
     "area_under_risk_coverage",
     "auroc",
     "brier_score",
+    "check_share",
+    "coverage_at_risk",
     "expected_calibration_error",
     "false_positive_rate",
     "measure_failure_prediction",
@@ -122,15 +130,25 @@ def auroc(failure_probability: Tensor, wrong: Tensor) -> float | None:
 def false_positive_rate(failure_probability: Tensor, wrong: Tensor, *, recall: float = 0.95) -> float | None:
     """Smallest share of right answers flagged by any threshold that flags this share of the wrong ones.
 
+    None unless there are right and wrong answers. Some papers (ConfidNet, 2019; SURE, 2024) search for the right
+    answers instead and report another figure under the same name: that of ``1 - failure_probability`` and ``~wrong``.
+
+    Args:
+        failure_probability: (B,) in [0, 1].
+        wrong: (B,) bool.
+        recall: share of the wrong answers that must be flagged, in [0, 1].
+
     >>> false_positive_rate(torch.tensor([0.9, 0.2, 0.3, 0.1]), torch.tensor([True, True, False, False]))
     0.5
     """
+    check_share("recall", recall)
     groups = group_ties(failure_probability, wrong)
     wrong_total, right_total = groups.wrong.sum(), groups.right.sum()
     if wrong_total == 0 or right_total == 0:
         return None
-    flagged_wrong = groups.wrong.flip(0).cumsum(0) / wrong_total
-    flagged_right = groups.right.flip(0).cumsum(0) / right_total
+    # A zero comes first: the threshold that flags nothing.
+    flagged_wrong = pad(groups.wrong.flip(0).cumsum(0) / wrong_total, (1, 0))
+    flagged_right = pad(groups.right.flip(0).cumsum(0) / right_total, (1, 0))
     return float(flagged_right[flagged_wrong >= recall][0])
 
 
@@ -151,6 +169,41 @@ def area_under_risk_coverage(failure_probability: Tensor, wrong: Tensor) -> floa
     0.25
     """
     return float(risk_coverage_curve(failure_probability, wrong).risk.mean())
+
+
+def area_under_generalised_risk_coverage(failure_probability: Tensor, wrong: Tensor) -> float:
+    """Area under the share of *all* inputs that are answered wrongly, over coverages 0..1 (AUGRC; Traub et al., 2024).
+
+    Trapezoids from no coverage on, so that ties need no order: (1 - AUROC) a (1 - a) + (1 - a)^2 / 2 with accuracy a.
+
+    >>> area_under_generalised_risk_coverage(torch.tensor([0.1, 0.9]), torch.tensor([False, True]))
+    0.125
+    """
+    curve = risk_coverage_curve(failure_probability, wrong)
+    answered_wrongly = curve.risk * curve.coverage
+    return float((answered_wrongly.sum() - answered_wrongly[-1] / 2) / len(wrong))
+
+
+def coverage_at_risk(failure_probability: Tensor, wrong: Tensor, *, risk: float) -> float:
+    """Largest share of inputs whose answers a threshold may pass so that at most this share of them is wrong.
+
+    A threshold passes answers of equal failure probability together or not at all, so that a large group of ties
+    may cost coverage. 0 if no threshold keeps to the risk: only giving no answer does.
+
+    Args:
+        failure_probability: (B,) in [0, 1].
+        wrong: (B,) bool.
+        risk: share of wrong answers among those given, in [0, 1].
+
+    >>> p, wrong = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([False, True, False, True])
+    >>> coverage_at_risk(p, wrong, risk=0.0), coverage_at_risk(p, wrong, risk=0.4)
+    (0.25, 0.75)
+    """
+    check_share("risk", risk)
+    groups = group_ties(failure_probability, wrong)
+    passed = (groups.wrong + groups.right).cumsum(0)
+    bearable = groups.wrong.cumsum(0) / passed <= risk
+    return float(torch.where(bearable, passed, 0.0).max()) / len(wrong)
 
 
 def reliability_bins(failure_probability: Tensor, wrong: Tensor, *, bins: int = BINS) -> ReliabilityBins:
@@ -187,3 +240,13 @@ def brier_score(failure_probability: Tensor, wrong: Tensor) -> float:
     """
     check_predictions(failure_probability, wrong)
     return float((failure_probability.double() - wrong.double()).square().mean())
+
+
+def check_share(name: str, share: float) -> None:
+    """Refuse a setting that is no share.
+
+    Raises:
+        ConfigurationError: NaN or outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"{name} must be in [0, 1], got {share}; write 5 % as 0.05")

@@ -39,15 +39,20 @@ def group_ties(failure_probability: Tensor, wrong: Tensor) -> TiedAnswers:
     return TiedAnswers(positive, torch.bincount(index).double() - positive)
 
 
-def check_predictions(failure_probability: Tensor, wrong: Tensor) -> None:
+def check_predictions(failure_probability: Tensor, wrong: Tensor, *, least: int = 1) -> None:
     """Refuse what cannot be measured.
 
+    Args:
+        failure_probability: (B,) in [0, 1].
+        wrong: (B,) bool.
+        least: how many inputs there must be; 0 for a batch among others, which may be empty.
+
     Raises:
-        DataFormatError: no inputs, other shapes, or values that are NaN or outside [0, 1].
+        DataFormatError: too few inputs, other shapes, or values that are NaN or outside [0, 1].
     """
-    if wrong.ndim != 1 or wrong.dtype != torch.bool or len(wrong) == 0:
+    if wrong.ndim != 1 or wrong.dtype != torch.bool or len(wrong) < least:
         raise DataFormatError(
-            f"wrong must be bool (B,) with B >= 1, got {wrong.dtype} {tuple(wrong.shape)}; "
+            f"wrong must be bool (B,) with B >= {least}, got {wrong.dtype} {tuple(wrong.shape)}; "
             "measure one version at a time: wrong = labels[:, i] != truth"
         )
     if failure_probability.shape != wrong.shape:

@@ -7,11 +7,13 @@ import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 from torch import Tensor
 
-from deepfailguard.errors import DataFormatError
+from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.evaluation.failure_prediction import (
+    area_under_generalised_risk_coverage,
     area_under_risk_coverage,
     auroc,
     brier_score,
+    coverage_at_risk,
     expected_calibration_error,
     false_positive_rate,
     measure_failure_prediction,
@@ -35,7 +37,7 @@ def test_against_scikit_learn(levels: int) -> None:
     assert auroc(failure, wrong) == pytest.approx(roc_auc_score(wrong, failure), abs=1e-12)
     assert brier_score(failure, wrong) == pytest.approx(brier_score_loss(wrong, failure), abs=1e-12)
     fpr, tpr, _ = roc_curve(wrong, failure, drop_intermediate=False)
-    for recall in (0.5, 0.95, 1.0):
+    for recall in (0.0, 0.5, 0.95, 1.0):
         assert false_positive_rate(failure, wrong, recall=recall) == pytest.approx(fpr[tpr >= recall][0], abs=1e-12)
 
 
@@ -57,6 +59,88 @@ def test_aurc_of_a_perfect_and_of_a_useless_predictor() -> None:
     perfect = torch.where(wrong, 0.9, 0.1)
     assert area_under_risk_coverage(perfect, wrong) == pytest.approx((1 / 7 + 2 / 8) / 8)
     assert area_under_risk_coverage(torch.full((8,), 0.5), wrong) == pytest.approx(2 / 8)
+
+
+@pytest.mark.parametrize("levels", [1, 7, 10**6])
+def test_augrc_is_the_formula_of_its_paper(levels: int) -> None:
+    failure, wrong = _case(levels)
+    error = float(wrong.double().mean())
+    expected = (1 - roc_auc_score(wrong, failure)) * error * (1 - error) + error**2 / 2
+    assert area_under_generalised_risk_coverage(failure, wrong) == pytest.approx(expected, abs=1e-12)
+
+
+def test_augrc_is_the_mean_over_all_orders_of_ties() -> None:
+    failure = torch.tensor([0.2, 0.2, 0.2, 0.5, 0.9, 0.9])
+    wrong = torch.tensor([True, False, False, True, False, True])
+    areas = []
+    for order in itertools.permutations(range(6)):
+        if bool((failure[list(order)].diff() >= 0).all()):
+            answered_wrongly = [0, *wrong[list(order)].long().cumsum(0).tolist()]
+            areas.append(np.trapezoid(np.array(answered_wrongly) / 6, dx=1 / 6))
+    assert len(areas) == 12
+    assert area_under_generalised_risk_coverage(failure, wrong) == pytest.approx(np.mean(areas))
+
+
+def test_augrc_of_a_perfect_and_of_a_useless_predictor() -> None:
+    wrong = torch.tensor([False] * 6 + [True] * 2)
+    perfect = torch.where(wrong, 0.9, 0.1)
+    assert area_under_generalised_risk_coverage(perfect, wrong) == pytest.approx((2 / 8) ** 2 / 2)
+    assert area_under_generalised_risk_coverage(torch.full((8,), 0.5), wrong) == pytest.approx(2 / 8 / 2)
+
+
+@pytest.mark.parametrize("levels", [1, 7, 10**6])
+def test_coverage_at_risk_against_all_thresholds(levels: int) -> None:
+    failure, wrong = _case(levels)
+    for risk in (0.0, 0.05, 0.2, 0.3, 0.45, 1.0):
+        expected = 0.0
+        for threshold in failure.tolist():
+            passed = failure <= threshold
+            if int((passed & wrong).sum()) / int(passed.sum()) <= risk:
+                expected = max(expected, int(passed.sum()) / len(wrong))
+        assert coverage_at_risk(failure, wrong, risk=risk) == expected
+
+
+def test_coverage_at_risk_counted_by_hand() -> None:
+    failure = torch.tensor([0.1, 0.2, 0.2, 0.3, 0.4])
+    wrong = torch.tensor([False, True, False, False, True])
+    # Risks at the four thresholds: 0 of 1, 1 of 3, 1 of 4, 2 of 5. The second is passed over: risk may fall again.
+    assert coverage_at_risk(failure, wrong, risk=0.0) == 1 / 5
+    assert coverage_at_risk(failure, wrong, risk=0.2) == 1 / 5
+    assert coverage_at_risk(failure, wrong, risk=0.25) == 4 / 5
+    assert coverage_at_risk(failure, wrong, risk=0.4) == 1
+    assert coverage_at_risk(failure, torch.ones(5).bool(), risk=0.9) == 0
+
+
+def test_the_order_of_inputs_does_not_matter() -> None:
+    failure, wrong = _case(7)
+    order = torch.randperm(len(wrong), generator=generator(0, "order"))
+    for risk in (0.1, 0.3):
+        again = coverage_at_risk(failure[order], wrong[order], risk=risk)
+        assert again == coverage_at_risk(failure, wrong, risk=risk)
+    again = area_under_generalised_risk_coverage(failure[order], wrong[order])
+    assert again == area_under_generalised_risk_coverage(failure, wrong)
+
+
+def test_a_risk_that_is_met_exactly_counts() -> None:
+    for errors in range(1, 101):
+        wrong = torch.arange(100) >= 100 - errors
+        assert coverage_at_risk(torch.full((100,), 0.5), wrong, risk=errors / 100) == 1
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, 95.0, float("nan")])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    failure, wrong = _case(7)
+    with pytest.raises(ConfigurationError, match=r"risk must be in \[0, 1\]"):
+        coverage_at_risk(failure, wrong, risk=share)
+    with pytest.raises(ConfigurationError, match=r"recall must be in \[0, 1\]"):
+        false_positive_rate(failure, wrong, recall=share)
+
+
+def test_searching_for_right_answers_is_the_other_rate() -> None:
+    failure, wrong = _case(10**6)
+    fpr, tpr, _ = roc_curve(~wrong, -failure, drop_intermediate=False)
+    assert false_positive_rate(1 - failure, ~wrong) == pytest.approx(fpr[tpr >= 0.95][0], abs=1e-12)
+    assert false_positive_rate(1 - failure, ~wrong) != false_positive_rate(failure, wrong)
 
 
 def test_risk_at_full_coverage_is_the_error_rate() -> None:
@@ -96,6 +180,8 @@ def test_one_class_only(wrong: bool) -> None:
     assert measures.fpr_at_95_tpr is None
     assert measures.error_rate == measures.aurc == float(wrong)
     assert measures.ece == pytest.approx(0.5)
+    assert area_under_generalised_risk_coverage(torch.tensor([0.25, 0.5]), torch.full((2,), wrong)) == wrong / 2
+    assert coverage_at_risk(torch.tensor([0.25, 0.5]), torch.full((2,), wrong), risk=0.5) == float(not wrong)
     assert json.loads(json.dumps(measures.as_dict(), allow_nan=False))["auroc"] is None
 
 
@@ -125,3 +211,7 @@ def test_wrong_input(failure: Tensor, wrong: Tensor, message: str) -> None:
         measure_failure_prediction(failure, wrong)
     with pytest.raises(DataFormatError, match=message):
         auroc(failure, wrong)
+    with pytest.raises(DataFormatError, match=message):
+        area_under_generalised_risk_coverage(failure, wrong)
+    with pytest.raises(DataFormatError, match=message):
+        coverage_at_risk(failure, wrong, risk=0.5)
