@@ -4,17 +4,21 @@ Shapes: B inputs, N versions, K classes. A version that gave no answer has the l
 (`NO_ANSWER`) and the failure probability 1; every rule must leave it out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, EmptyReceiptError
 
-__all__ = ["NO_ANSWER", "Bounds", "Change", "Decision", "Distances", "Evidence", "Receipt"]
+__all__ = ["NO_ANSWER", "Bounds", "Change", "Decision", "Distances", "Evidence", "Need", "Receipt", "Rehearsed"]
 
 NO_ANSWER: Final = -1
+
+Need = Literal["distances", "logits", "features"]
+"""What evidence may hold besides labels: distances cost a search or a gradient, the others nothing but memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +83,34 @@ class Distances:
 class Evidence:
     """What is known of each version's answer to each input without the truth.
 
+    What costs something extra is there only where somebody asked for it.
+
     Attributes:
         labels: (B, N) int64 in [-1, K), -1 where the version did not answer.
         distance: (B, N) float32 >= 0, boundary distance; meaningless where `found` is False.
         found: (B, N) bool.
+        logits: (B, N, K) float32; zero where the version did not answer. None if nobody asked for it.
+        features: of each version (B, F_n) float32, what its last layer got. None if nobody asked for it.
     """
 
     labels: Tensor
     distance: Tensor
     found: Tensor
+    logits: Tensor | None = None
+    features: tuple[Tensor, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> "Evidence":
         """Select inputs: the index works on the first dimension of every field."""
-        return Evidence(self.labels[index], self.distance[index], self.found[index])
+        return Evidence(
+            self.labels[index],
+            self.distance[index],
+            self.found[index],
+            None if self.logits is None else self.logits[index],
+            None if self.features is None else tuple(each[index] for each in self.features),
+        )
 
     @property
     def versions(self) -> int:
@@ -108,7 +124,13 @@ class Evidence:
 
     def of_versions(self, columns: list[int]) -> "Evidence":
         """Evidence of some of the versions only."""
-        return Evidence(self.labels[:, columns], self.distance[:, columns], self.found[:, columns])
+        return Evidence(
+            self.labels[:, columns],
+            self.distance[:, columns],
+            self.found[:, columns],
+            None if self.logits is None else self.logits[:, columns],
+            None if self.features is None else tuple(self.features[column] for column in columns),
+        )
 
     @classmethod
     def stack(cls, distances: list[Distances]) -> "Evidence":
@@ -118,6 +140,34 @@ class Evidence:
             distance=torch.stack([d.size for d in distances], dim=1),
             found=torch.stack([d.found for d in distances], dim=1),
         )
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Evidence]") -> "Evidence":
+        """Several batches of the same versions as one."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        features = [part.features for part in parts if part.features is not None]
+        return cls(
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.distance for part in parts]),
+            torch.cat([part.found for part in parts]),
+            torch.cat(logits) if len(logits) == len(parts) else None,
+            tuple(map(torch.cat, zip(*features, strict=True))) if len(features) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """Evidence on R changed calibration inputs: what versions do when service is not like calibration.
+
+    Attributes:
+        evidence: (R, N).
+        truth: (R,) int64.
+        source: (R,) int64, the calibration input that each was made from.
+    """
+
+    evidence: Evidence
+    truth: Tensor
+    source: Tensor
 
 
 @dataclass(frozen=True, slots=True)

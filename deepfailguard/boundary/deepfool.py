@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.foolbox_quiet import foolbox_silent
-from deepfailguard.boundary.logits import as_logits
 from deepfailguard.boundary.searching import check_inputs, searching
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import NO_ANSWER, Bounds, Distances
+from deepfailguard.versions.logits import as_logits
 from deepfailguard.versions.version import device_of
 
 __all__ = ["FoolboxDeepFool"]

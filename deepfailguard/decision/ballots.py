@@ -8,7 +8,7 @@ from torch import Tensor
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import NO_ANSWER, Decision
 
-__all__ = ["Ballots", "ballots_of", "decide"]
+__all__ = ["Ballots", "ballots_of", "check_abstain_above", "decide"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,16 @@ def ballots_of(labels: Tensor, failure_probability: Tensor) -> Ballots:
     return Ballots(labels, torch.nan_to_num(failure_probability, nan=1.0).clamp(0, 1))
 
 
+def check_abstain_above(abstain_above: float | None) -> None:
+    """Refuse a threshold of failure probabilities outside [0, 1].
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    if abstain_above is not None and not 0 <= abstain_above <= 1:
+        raise ConfigurationError(f"abstain_above must be in [0, 1] or None, got {abstain_above}")
+
+
 def decide(ballots: Ballots, chosen: Tensor, votes: Tensor, abstain_above: float | None) -> Decision:
     """Decide for the answers of the chosen versions.
 
@@ -67,8 +77,7 @@ def decide(ballots: Ballots, chosen: Tensor, votes: Tensor, abstain_above: float
     Raises:
         ConfigurationError: `abstain_above` is not in [0, 1].
     """
-    if abstain_above is not None and not 0 <= abstain_above <= 1:
-        raise ConfigurationError(f"abstain_above must be in [0, 1] or None, got {abstain_above}")
+    check_abstain_above(abstain_above)
     labels = ballots.labels.gather(1, chosen[:, None])
     supporters = ballots.answered & (ballots.labels == labels)
     votes = votes * supporters

@@ -132,7 +132,7 @@ def run_study(
     """
     correct = [member.calibration.labels == calibration_truth[:, None] for member in members]
     probabilities = {
-        name: [_fit(name, predictor, member, right) for member, right in zip(members, correct, strict=True)]
+        name: [_fit(name, predictor, member, calibration_truth) for member in members]
         for name, predictor in predictors.items()
     }
     return tabulate(members, probabilities, torch.stack([right.double().mean() for right in correct]), sizes)
@@ -187,12 +187,12 @@ def _of_families(
             yield Ensemble(setting, fault, columns)
 
 
-def _fit(name: str, predictor: FailurePredictor, member: Member, correct: Tensor) -> Tensor:
+def _fit(name: str, predictor: FailurePredictor, member: Member, truth: Tensor) -> Tensor:
     if not predictor.judges_alone:
         raise ConfigurationError(
             f"predictor {name!r} weighs versions together; a study needs one that judges each alone"
         )
-    return predictor.fit(member.calibration, correct).failure_probability(member.test)
+    return predictor.fit(member.calibration, truth).failure_probability(member.test)
 
 
 def _baselines(labels: Tensor, truth: Tensor, best: int) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ from deepfailguard.faults.receipts import pixel_change, receipt_of
 from deepfailguard.seeding import generator
 from deepfailguard.types import Receipt
 
-__all__ = ["CameraTilt", "DefocusBlur", "LowLight"]
+__all__ = ["CameraTilt", "DefocusBlur", "LowLight", "blurred", "gaussian_kernel"]
 
 # Beyond three deviations a Gaussian kernel has 0.3 % of its weight.
 _KERNEL_DEVIATIONS = 3
@@ -45,8 +45,8 @@ class DefocusBlur:
     def apply(self, target: Splits, seed: int) -> tuple[Splits, Receipt]:
         """Blur the test part; the seed is not used."""
         images = target.test.images
-        kernel = _gaussian_kernel(self.radius * min(images.shape[2:])).to(images.device)
-        return _with_test_images(self, target, _blurred(images, kernel), seed)
+        kernel = gaussian_kernel(self.radius * min(images.shape[2:])).to(images.device)
+        return _with_test_images(self, target, blurred(images, kernel), seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _with_test_images(fault: Fault[Splits], target: Splits, images: Tensor, seed
     return changed, receipt_of(fault, seed, [pixel_change("test", target.test.images, after)])
 
 
-def _gaussian_kernel(deviation: float) -> Tensor:
+def gaussian_kernel(deviation: float) -> Tensor:
     """Weights (2 reach + 1,) float32 that sum to 1."""
     reach = max(1, math.ceil(_KERNEL_DEVIATIONS * deviation))
     offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -117,7 +117,7 @@ def _gaussian_kernel(deviation: float) -> Tensor:
     return (weights / weights.sum()).float()
 
 
-def _blurred(images: Tensor, kernel: Tensor) -> Tensor:
+def blurred(images: Tensor, kernel: Tensor) -> Tensor:
     """Images (B, C, H, W) averaged with the kernel along both axes; the edge is repeated outside."""
     return torch.cat([_blurred_piece(piece, kernel) for piece in images.split(_PIECE)])
 

@@ -1,16 +1,18 @@
 """Asking one version, such that nothing that it does can take the others' answers down."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.guard.verdict import VersionHealth
-from deepfailguard.types import NO_ANSWER, Distances
-from deepfailguard.versions.version import Version, check_logits, run
+from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
+from deepfailguard.versions.tapping import tapped
+from deepfailguard.versions.version import Version, check_logits, device_of, run
 
-__all__ = ["Answers", "ask", "piece_size"]
+__all__ = ["Answers", "ask", "evidence_of", "piece_size"]
 
 _PIECE = 256
 _SAME_LOGIT = 1e-3
@@ -21,17 +23,48 @@ class Answers:
     """One version's answers to B inputs.
 
     Attributes:
-        probabilities: (B, K) float64 on the CPU, zero where there is no answer.
+        logits: (B, K) float64 on the CPU, zero where there is no answer.
+        features: (B, F) float32 on the CPU, what its last layer got; F = 0 if nobody asked for them.
         distances: labels (-1 for no answer), boundary distances and whether they were found.
         health: how the version did.
     """
 
-    probabilities: Tensor
+    logits: Tensor
+    features: Tensor
     distances: Distances
     health: VersionHealth
 
+    @property
+    def probabilities(self) -> Tensor:
+        """(B, K) float64, the softmax of the logits; zero where there is no answer."""
+        return self.logits.softmax(1) * (self.distances.labels != NO_ANSWER)[:, None]
 
-def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Answers:
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Answers]") -> "Answers":
+        """Several batches of one version as one; the health is that of the first batch that was not healthy."""
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            _joined([part.features for part in parts]),
+            Distances.concatenate([part.distances for part in parts]),
+            next((part.health for part in parts if not part.health.healthy), parts[0].health),
+        )
+
+
+def _joined(features: Sequence[Tensor]) -> Tensor:
+    """One below the other; batches that were not answered have no columns and get zeros."""
+    width = max(each.shape[1] for each in features)
+    return torch.cat([each if each.shape[1] == width else each.new_zeros(len(each), width) for each in features])
+
+
+def evidence_of(answers: Sequence[Answers], needs: frozenset[Need]) -> Evidence:
+    """What a predictor may see of all versions' answers to the same inputs."""
+    stacked = Evidence.stack([each.distances for each in answers])
+    logits = torch.stack([each.logits.float() for each in answers], 1) if "logits" in needs else None
+    features = tuple(each.features for each in answers) if "features" in needs else None
+    return replace(stacked, logits=logits, features=features)
+
+
+def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool = False) -> Answers:
     """Ask one version for answers to images (B, C, H, W) that are known to be finite and in the bounds.
 
     An exception or an output of the wrong shape loses this version's answers, output that is not finite
@@ -41,9 +74,10 @@ def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -
         version: whom to ask.
         estimator: tells boundary distances; None if nobody needs them.
         images: (B, C, H, W), B may be 0.
+        features: whether somebody needs what the last layer gets.
     """
     try:
-        return _ask(version, estimator, images)
+        return _ask(version, estimator, images, features)
     except Exception as error:  # whatever anybody's model raises: this is the isolation
         hint = "; a smaller batch_size of the distance needs less" if isinstance(error, torch.OutOfMemoryError) else ""
         return _no_answers(version, len(images), f"{type(error).__name__}: {error}{hint}")
@@ -54,15 +88,23 @@ def piece_size(estimator: DistanceEstimator | None) -> int:
     return int(getattr(estimator, "batch_size", _PIECE))
 
 
-def _forward(version: Version, images: Tensor) -> Tensor:
-    logits = check_logits(run(version.model, images), len(images), version.classes, version.name)
-    return logits.cpu().double()  # in this order: not every device has float64
+def _forward(version: Version, images: Tensor, features: bool) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) float64 and features (B, F) float32 on the CPU; F = 0 if they are not wanted."""
+    if features:
+        tap = tapped(version.model, images.to(device_of(version.model), copy=True))
+        logits, seen = tap.logits, tap.features
+    else:
+        logits = run(version.model, images)
+        seen = torch.zeros(len(images), 0)
+    checked = check_logits(logits, len(images), version.classes, version.name)
+    return checked.cpu().double(), seen.cpu().float()  # in this order: not every device has float64
 
 
-def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Answers:
+def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
     if len(images) == 0:
         return _no_answers(version, 0, "")
-    logits = torch.cat([_forward(version, piece) for piece in images.split(piece_size(estimator))])
+    parts = [_forward(version, piece, features) for piece in images.split(piece_size(estimator))]
+    logits, seen = (torch.cat(each) for each in zip(*parts, strict=True))
     sound = torch.isfinite(logits).all(1)
     if estimator is None:
         nothing = torch.zeros(len(images))
@@ -71,11 +113,11 @@ def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor) 
         distances = estimator(version.model, images)
         _check_labels(logits, distances.labels, sound)
     labels = torch.where(sound, distances.labels, NO_ANSWER)
-    probabilities = torch.where(sound[:, None], logits, 0.0).softmax(1) * sound[:, None]
+    logits = torch.where(sound[:, None], logits, 0.0)
     bad = int((~sound).sum())
     problem = f"logits of {bad} of {len(images)} inputs are NaN or infinite" if bad else ""
     health = VersionHealth(version.name, int((labels != NO_ANSWER).sum()), len(images), problem)
-    return Answers(probabilities, Distances(labels, distances.size, distances.found & sound), health)
+    return Answers(logits, seen, Distances(labels, distances.size, distances.found & sound), health)
 
 
 def _check_labels(logits: Tensor, labels: Tensor, sound: Tensor) -> None:
@@ -96,7 +138,6 @@ def _check_labels(logits: Tensor, labels: Tensor, sound: Tensor) -> None:
 def _no_answers(version: Version, asked: int, problem: str) -> Answers:
     nothing = torch.zeros(asked)
     labels = torch.full((asked,), NO_ANSWER)
-    probabilities = torch.zeros(asked, version.classes, dtype=torch.float64)
-    return Answers(
-        probabilities, Distances(labels, nothing, nothing.bool()), VersionHealth(version.name, 0, asked, problem)
-    )
+    logits = torch.zeros(asked, version.classes, dtype=torch.float64)
+    health = VersionHealth(version.name, 0, asked, problem)
+    return Answers(logits, torch.zeros(asked, 0), Distances(labels, nothing, nothing.bool()), health)

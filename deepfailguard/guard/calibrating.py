@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
@@ -12,13 +13,22 @@ from deepfailguard.boundary.fitting import fitted
 from deepfailguard.boundary.searching import for_version
 from deepfailguard.data.base import ImageSet
 from deepfailguard.errors import ConfigurationError, DataFormatError, WrongOutputError
-from deepfailguard.guard.asking import ask, piece_size
+from deepfailguard.faults.rehearsal import Rehearsal
+from deepfailguard.guard.asking import Answers, ask, evidence_of, piece_size
 from deepfailguard.guard.saved import GuardCard
 from deepfailguard.progress import track
-from deepfailguard.types import Bounds, Distances, Evidence
+from deepfailguard.types import Bounds, Evidence, Need, Rehearsed
 from deepfailguard.versions.version import Version
 
-__all__ = ["check_inside", "check_labels", "estimator_for", "fit_to_loaded", "gather", "make_card"]
+__all__ = [
+    "check_inside",
+    "check_labels",
+    "estimator_for",
+    "fit_to_loaded",
+    "gather",
+    "make_card",
+    "rehearsed_evidence",
+]
 
 
 _FEW = 100  # below, an error rate of 5 % shows in five images or none
@@ -57,7 +67,12 @@ def _check_weights(version: Version) -> None:
         )
 
 
-def gather(versions: Sequence[Version], estimators: Sequence[DistanceEstimator | None], images: Tensor) -> Evidence:
+def gather(
+    versions: Sequence[Version],
+    estimators: Sequence[DistanceEstimator | None],
+    images: Tensor,
+    needs: frozenset[Need],
+) -> Evidence:
     """Evidence of all versions on calibration images, with progress.
 
     Raises:
@@ -65,25 +80,47 @@ def gather(versions: Sequence[Version], estimators: Sequence[DistanceEstimator |
     """
     pairs = zip(versions, estimators, strict=True)
     try:
-        return Evidence.stack([_ask_all(version, estimator, images) for version, estimator in pairs])
+        return evidence_of([_ask_all(*pair, images, "features" in needs) for pair in pairs], needs)
     finally:
         for estimator in estimators:
             if isinstance(estimator, CachedDistance):
                 estimator.close()  # what was computed is kept, whatever happened
 
 
-def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tensor) -> Distances:
+def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
     pieces = images.split(piece_size(estimator))
     answered = []
     for piece in track(pieces, len(pieces), f"asking {version.name}"):
-        answers = ask(version, estimator, piece)
+        answers = ask(version, estimator, piece, features)
         if not answers.health.healthy:
             raise WrongOutputError(
                 f"version {version.name!r} fails on calibration data: {answers.health.problem}; "
                 "repair it or leave it out"
             )
-        answered.append(answers.distances)
-    return Distances.concatenate(answered)
+        answered.append(answers)
+    return Answers.concatenate(answered)
+
+
+def rehearsed_evidence(
+    versions: Sequence[Version], data: ImageSet, rehearsal: Rehearsal, bounds: Bounds, needs: frozenset[Need]
+) -> Rehearsed:
+    """What the versions say to changed calibration images.
+
+    A version that fails on changed images is no reason to give up: it has no answer there, and that is learned.
+    """
+    changed = rehearsal.apply(data.images, bounds, seed=0)
+    source = torch.cat([each.source for each in changed])
+    images = torch.cat([each.images for each in changed])
+    pieces = images.split(piece_size(None))
+    answers = []
+    for version in versions:
+        parts = [ask(version, None, p, "features" in needs) for p in track(pieces, len(pieces), _rehearsing(version))]
+        answers.append(Answers.concatenate(parts))
+    return Rehearsed(evidence_of(answers, needs), data.labels.cpu()[source], source)
+
+
+def _rehearsing(version: Version) -> str:
+    return f"rehearsing with {version.name}"
 
 
 def make_card(

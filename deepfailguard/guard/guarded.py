@@ -11,19 +11,27 @@ from torch import Tensor, nn
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
-from deepfailguard.decision.base import DecisionRule
-from deepfailguard.decision.rules import highest_posterior
+from deepfailguard.decision.base import Rule
 from deepfailguard.errors import DataFormatError
-from deepfailguard.guard.asking import Answers, ask
-from deepfailguard.guard.calibrating import check_inside, check_labels, estimator_for, fit_to_loaded, gather, make_card
+from deepfailguard.faults.rehearsal import Rehearsal
+from deepfailguard.guard.asking import Answers, ask, evidence_of
+from deepfailguard.guard.calibrating import (
+    check_inside,
+    check_labels,
+    estimator_for,
+    fit_to_loaded,
+    gather,
+    make_card,
+    rehearsed_evidence,
+)
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
-from deepfailguard.guard.judging import judge
+from deepfailguard.guard.judging import check_together, judge, rule_for
 from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.identity import TARGET, describe
-from deepfailguard.predictor.base import FailurePredictor
-from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.predictor.base import FailurePredictor, RehearsingPredictor
+from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.types import NO_ANSWER, Bounds, Evidence
 from deepfailguard.versions.pool import TRUSTED_PACKAGES
 from deepfailguard.versions.version import Version
@@ -79,11 +87,12 @@ class GuardedPredictor(nn.Module):
         calibration: ImageSet | tuple[Tensor, Tensor],
         *,
         predictor: FailurePredictor | None = None,
-        decision: DecisionRule = highest_posterior,
+        decision: Rule | None = None,
         distance: DistanceEstimator | None = None,
         classes: Sequence[str] | None = None,
         bounds: Bounds | None = None,
         cache: Path | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> Self:
         """Learn on calibration data when each version is wrong.
 
@@ -91,15 +100,18 @@ class GuardedPredictor(nn.Module):
             versions: trained models (or a dict of them by name, or `Version` objects) from images inside the
                 bounds to logits; each stays as it is and where it is.
             calibration: images (B, C, H, W) float32 with labels (B,) int64 that no version was trained on.
-            predictor: learns failure probabilities; the paper's `KdePredictor` if None.
-            decision: from failure probabilities to one answer.
+            predictor: learns failure probabilities; `JointPredictor` if None.
+            decision: from failure probabilities to one answer; if None the most probable class where the predictor
+                tells class probabilities, else the answer of the version that is most probably right.
             distance: tells boundary distances; the balanced search if None. One that learns from a search is fitted
                 to every version here.
             classes: K class names; "0".."K-1" if None.
             bounds: range of the input values; [0, 1] if None.
             cache: folder that keeps distances, so that fitting again (or going on after a kill) is cheap.
+            rehearsal: how calibration images are changed for a predictor that learns from that; all kinds if None.
 
         Raises:
+            ConfigurationError: the decision wants more than the predictor tells.
             DataFormatError: calibration data are not finite, out of bounds, or labelled outside the classes.
             WrongOutputError: a version fails on calibration data or answers for another number of classes.
         """
@@ -109,15 +121,18 @@ class GuardedPredictor(nn.Module):
         enrolled = enrol(versions, data.images[:1], None if classes is None else len(classes), bounds)
         names = tuple(classes) if classes is not None else tuple(map(str, range(enrolled[0].classes)))
         check_labels(data.labels, len(names))
-        predictor = predictor if predictor is not None else KdePredictor()
-        if distance is None and predictor.needs_distances:
+        predictor = predictor if predictor is not None else JointPredictor()
+        decision = decision if decision is not None else rule_for(predictor)
+        check_together(predictor, decision)
+        if distance is None and "distances" in predictor.needs:
             distance = BoundarySearch(low=bounds.low, high=bounds.high)
         distance = fit_to_loaded(enrolled, distance, data.images, cache)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
-        evidence = gather(enrolled, estimators, data.images)
+        evidence = gather(enrolled, estimators, data.images, predictor.needs)
         correct = evidence.labels == data.labels.cpu()[:, None]
         card = make_card(enrolled, names, bounds, data, correct)
-        return cls(enrolled, SavedGuard(card, predictor.fit(evidence, correct), decision, distance), cache)
+        learned = _learn(predictor, evidence, data, enrolled, rehearsal or Rehearsal(), bounds)
+        return cls(enrolled, SavedGuard(card, learned, decision, distance), cache)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Verdict:
@@ -139,7 +154,8 @@ class GuardedPredictor(nn.Module):
         good = (~outside).nonzero().flatten().cpu()
         asked = images[good.to(images.device)]
         with self._one_at_a_time:
-            answers = [ask(v, e, asked) for v, e in zip(self.versions, self._estimators, strict=True)]
+            pairs = zip(self.versions, self._estimators, strict=True)
+            answers = [ask(*pair, asked, "features" in self.saved.predictor.needs) for pair in pairs]
         return self._verdict(answers, good, len(images))
 
     def predict(self, images: Tensor) -> Tensor:
@@ -148,7 +164,7 @@ class GuardedPredictor(nn.Module):
         return torch.where(verdict.abstained, NO_ANSWER, verdict.labels)
 
     def predict_proba(self, images: Tensor) -> Tensor:
-        """Class probabilities (B, K): the versions' softmax outputs, weighted by the decision."""
+        """Class probabilities (B, K): the predictor's, or the versions' softmax outputs weighted by the decision."""
         verdict: Verdict = self(images)
         return verdict.probabilities
 
@@ -205,11 +221,13 @@ class GuardedPredictor(nn.Module):
         return images.float()
 
     def _verdict(self, answers: list[Answers], good: Tensor, batch: int) -> Verdict:
-        evidence = Evidence.stack([answer.distances for answer in answers])
+        evidence = evidence_of(answers, self.saved.predictor.needs)
         judgement = judge(evidence, self.saved.predictor, self.saved.decision)
         decision = judgement.decision
-        softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
-        probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
+        probabilities = judgement.class_probability
+        if probabilities is None:
+            softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
+            probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
         positions = set(good.tolist())
         low, high = self.saved.card.bounds.low, self.saved.card.bounds.high
         problem = f"it has values that are NaN or outside [{low}, {high}]"
@@ -226,7 +244,23 @@ class GuardedPredictor(nn.Module):
             health=tuple(answer.health for answer in answers),
             problems={i: problem for i in range(batch) if i not in positions},
             classes=self.saved.card.classes,
+            measured=self.saved.distance is not None,
         )
+
+
+def _learn(
+    predictor: FailurePredictor,
+    evidence: Evidence,
+    data: ImageSet,
+    versions: Sequence[Version],
+    rehearsal: Rehearsal,
+    bounds: Bounds,
+) -> FailurePredictor:
+    """The predictor, fitted; it rehearses if that is its way."""
+    truth = data.labels.cpu()
+    if isinstance(predictor, RehearsingPredictor) and predictor.rehearse and "distances" not in predictor.needs:
+        return predictor.fit(evidence, truth, rehearsed_evidence(versions, data, rehearsal, bounds, predictor.needs))
+    return predictor.fit(evidence, truth)
 
 
 def _spread(values: Tensor, positions: Tensor, batch: int, otherwise: float) -> Tensor:

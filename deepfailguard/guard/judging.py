@@ -1,14 +1,20 @@
 """The step that live and cached use share: from evidence to failure probabilities and a decision."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from deepfailguard.decision.base import DecisionRule
-from deepfailguard.predictor.base import FailurePredictor
+from deepfailguard.decision.base import Rule
+from deepfailguard.decision.classes import most_probable_class
+from deepfailguard.decision.rules import highest_posterior
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.identity import describe
+from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
 from deepfailguard.types import Decision, Evidence
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["Judgement", "check_together", "judge", "rule_for", "uses_classes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +24,43 @@ class Judgement:
     Attributes:
         failure_probability: (B, N) float64 in [0, 1].
         decision: the rule's.
+        class_probability: (B, K) float64; None if the predictor or the rule knows none.
     """
 
     failure_probability: Tensor
     decision: Decision
+    class_probability: Tensor | None = None
 
 
-def judge(evidence: Evidence, predictor: FailurePredictor, decision: DecisionRule) -> Judgement:
+def judge(evidence: Evidence, predictor: FailurePredictor, decision: Rule) -> Judgement:
     """Predict failures from evidence and decide. Deterministic: the same evidence, the same bits."""
     failure_probability = predictor.failure_probability(evidence)
-    return Judgement(failure_probability, decision(evidence.labels, failure_probability))
+    rule: Any = decision
+    if not uses_classes(decision):
+        return Judgement(failure_probability, rule(evidence.labels, failure_probability))
+    assert isinstance(predictor, ClassPredictor)  # check_together has seen to it
+    told = predictor.class_probability(evidence)
+    return Judgement(failure_probability, rule(evidence.labels, failure_probability, class_probability=told), told)
+
+
+def uses_classes(decision: Rule) -> bool:
+    """Whether the rule wants class probabilities."""
+    return "class_probability" in inspect.signature(decision).parameters
+
+
+def rule_for(predictor: FailurePredictor) -> Rule:
+    """The rule that makes the most of a predictor."""
+    return most_probable_class if isinstance(predictor, ClassPredictor) else highest_posterior
+
+
+def check_together(predictor: FailurePredictor, decision: Rule) -> None:
+    """Refuse a rule that wants more than the predictor tells.
+
+    Raises:
+        ConfigurationError: the rule wants class probabilities, which the predictor does not tell.
+    """
+    if uses_classes(decision) and not isinstance(predictor, ClassPredictor):
+        raise ConfigurationError(
+            f"the decision {describe(decision)} needs class probabilities, which {type(predictor).__name__} does not "
+            "tell; use JointPredictor (predictor=joint), or another decision such as highest_posterior"
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.decision.base import DecisionRule
+from deepfailguard.decision.base import Rule
 from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
 from deepfailguard.identity import describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
@@ -69,7 +69,7 @@ class SavedGuard:
 
     card: GuardCard
     predictor: FailurePredictor
-    decision: DecisionRule
+    decision: Rule
     distance: DistanceEstimator | None
 
 

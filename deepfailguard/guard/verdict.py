@@ -50,6 +50,7 @@ class Verdict:
         health: how each version did.
         problems: what is wrong with an input, by its position in the batch.
         classes: K class names.
+        measured: whether boundary distances were asked for.
     """
 
     labels: Tensor
@@ -64,6 +65,7 @@ class Verdict:
     health: tuple[VersionHealth, ...]
     problems: dict[int, str]
     classes: tuple[str, ...]
+    measured: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,14 +116,14 @@ class Verdict:
             return f"  - {health.name} gave no answer: {reason}"
         distance = float(self.distance[position, version])
         nearest = (
-            f"a change of {distance:.3g} flips it"
+            f"a change of {distance:.3g} flips it; "
             if self.found[position, version]
-            else "no change was found to flip it"
+            else "no change was found to flip it; "
         )
         return (
             f"  - {health.name} said {self.class_name(label)!r} "
             f"with weight {float(self.weights[position, version]):.2f}: "
-            f"{nearest}; such an answer of this version is wrong with probability "
+            f"{nearest if self.measured else ''}such an answer of this version is wrong with probability "
             f"{_percent(self.version_failure_probability[position, version])}"
         )
 

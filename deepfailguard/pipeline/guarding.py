@@ -12,7 +12,7 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.fitting import LearningDistance, fitted, needs_teacher
 from deepfailguard.boundary.searching import within
 from deepfailguard.data.base import Splits
-from deepfailguard.decision.base import DecisionRule
+from deepfailguard.decision.base import Rule
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.pipeline.evidence import cache_distances, check_same_data
 from deepfailguard.pipeline.launching.base import Launcher
@@ -34,7 +34,7 @@ class GuardParts:
     """
 
     predictor: FailurePredictor
-    decision: DecisionRule
+    decision: Rule
     distance: DistanceEstimator
 
 

@@ -9,7 +9,7 @@ from deepfailguard.errors import ConfigurationError, NotFittedError
 from deepfailguard.predictor.answer_densities import AnswerDensities, fit_answer_densities, usable_distances
 from deepfailguard.predictor.checks import check_calibration, check_evidence, check_state
 from deepfailguard.predictor.density import logistic
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Need
 
 __all__ = ["DistanceOnlyPredictor", "Form", "failure_score", "trust"]
 
@@ -50,7 +50,7 @@ class DistanceOnlyPredictor:
         densities_: of every version.
     """
 
-    needs_distances: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"distances"})
     judges_alone: ClassVar[bool] = True
 
     def __init__(self, form: Form = "v1") -> None:
@@ -59,9 +59,9 @@ class DistanceOnlyPredictor:
         self.form = form
         self.densities_: AnswerDensities | None = None
 
-    def fit(self, evidence: Evidence, correct: Tensor) -> Self:
-        """Learn from calibration evidence and whether each answer was right, (B, N) bool."""
-        check_calibration(evidence, correct)
+    def fit(self, evidence: Evidence, truth: Tensor) -> Self:
+        """Learn from calibration evidence and the true classes (B,) int64."""
+        correct = check_calibration(evidence, truth)
         self.densities_ = fit_answer_densities(evidence, correct)
         return self
 
@@ -86,7 +86,7 @@ class DistanceOnlyPredictor:
     def _fitted(self) -> AnswerDensities:
         if self.densities_ is None:
             raise NotFittedError(
-                "this DistanceOnlyPredictor was not fitted yet; call fit(evidence, correct) or with_state(state) first"
+                "this DistanceOnlyPredictor was not fitted yet; call fit(evidence, truth) or with_state(state) first"
             )
         return self.densities_
 

@@ -1,12 +1,12 @@
 """The protocol of everything that tells how probably a version is wrong."""
 
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor
 
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Need, Rehearsed
 
-__all__ = ["FailurePredictor"]
+__all__ = ["ClassPredictor", "FailurePredictor", "RehearsingPredictor"]
 
 
 class FailurePredictor(Protocol):
@@ -15,16 +15,16 @@ class FailurePredictor(Protocol):
     `fit` learns into attributes that end in ``_``; `state` and `with_state` carry them to disk and back.
 
     Attributes:
-        needs_distances: whether evidence must hold boundary distances; the costly searches are left out if not.
+        needs: what evidence must hold besides the labels; what nobody needs is not computed.
         judges_alone: whether a version's failure probability depends on its own evidence only, so that
             fitting on many versions and selecting columns equals fitting on the selected ones.
     """
 
-    needs_distances: ClassVar[bool]
+    needs: ClassVar[frozenset[Need]]
     judges_alone: ClassVar[bool]
 
-    def fit(self, evidence: Evidence, correct: Tensor) -> Self:
-        """Learn from calibration evidence and whether each answer was right, (B, N) bool."""
+    def fit(self, evidence: Evidence, truth: Tensor) -> Self:
+        """Learn from calibration evidence and the true classes (B,) int64."""
         ...
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
@@ -37,4 +37,28 @@ class FailurePredictor(Protocol):
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
+        ...
+
+
+@runtime_checkable
+class ClassPredictor(Protocol):
+    """A failure predictor that knows more: how probable each class is."""
+
+    def class_probability(self, evidence: Evidence) -> Tensor:
+        """P(truth is class k | evidence), (B, K) float64; each row sums to 1."""
+        ...
+
+
+@runtime_checkable
+class RehearsingPredictor(Protocol):
+    """A failure predictor that also learns from changed calibration inputs.
+
+    Attributes:
+        rehearse: whether it wants to.
+    """
+
+    rehearse: bool
+
+    def fit(self, evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None = None) -> Self:
+        """Learn from calibration evidence, the true classes (B,) int64, and evidence on changed inputs."""
         ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from deepfailguard.errors import ConfigurationError, DataFormatError, NotFittedE
 from deepfailguard.types import Evidence
 
 __all__ = ["AnswerCounts", "check_calibration", "check_evidence", "check_fitted", "check_state", "count_answers"]
+
+
+Learned = TypeVar("Learned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,11 @@ def count_answers(evidence: Evidence, correct: Tensor) -> AnswerCounts:
     return AnswerCounts(right.sum(0).double(), wrong.sum(0).double())
 
 
-def check_calibration(evidence: Evidence, correct: Tensor) -> None:
-    """Refuse calibration data of which a predictor cannot learn.
+def check_calibration(evidence: Evidence, truth: Tensor) -> Tensor:
+    """Whether each calibration answer was right, (B, N) bool; refuses data of which a predictor cannot learn.
 
     Raises:
-        DataFormatError: no inputs, or `correct` is not (B, N) bool.
+        DataFormatError: no inputs, or `truth` is not (B,) int64 >= 0.
     """
     _check_shapes(evidence)
     if len(evidence) == 0 or evidence.versions == 0:
@@ -48,11 +52,13 @@ def check_calibration(evidence: Evidence, correct: Tensor) -> None:
             f"a predictor learns from at least one input and one version, got {tuple(evidence.labels.shape)}; "
             "give it calibration data"
         )
-    if correct.dtype != torch.bool or correct.shape != evidence.labels.shape:
+    if truth.dtype != torch.int64 or truth.shape != evidence.labels.shape[:1]:
         raise DataFormatError(
-            f"correct must be bool {tuple(evidence.labels.shape)} like the evidence, "
-            f"got {correct.dtype} {tuple(correct.shape)}; use evidence.labels == truth[:, None]"
+            f"truth must be int64 ({len(evidence)},), the class of each input, got {truth.dtype} {tuple(truth.shape)}"
         )
+    if int(truth.min()) < 0:
+        raise DataFormatError(f"true classes must be >= 0 (-1 means no answer), got {int(truth.min())}")
+    return evidence.labels == truth.to(evidence.labels.device)[:, None]
 
 
 def check_evidence(evidence: Evidence, versions: int) -> None:
@@ -70,7 +76,7 @@ def check_evidence(evidence: Evidence, versions: int) -> None:
         )
 
 
-def check_fitted(predictor: object, learned: Tensor | None) -> Tensor:
+def check_fitted(predictor: object, learned: Learned | None) -> Learned:
     """Return what was learned.
 
     Raises:
@@ -78,7 +84,7 @@ def check_fitted(predictor: object, learned: Tensor | None) -> Tensor:
     """
     if learned is None:
         name = type(predictor).__name__
-        raise NotFittedError(f"this {name} was not fitted yet; call fit(evidence, correct) or with_state(state) first")
+        raise NotFittedError(f"this {name} was not fitted yet; call fit(evidence, truth) or with_state(state) first")
     return learned
 
 

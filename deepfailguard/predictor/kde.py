@@ -17,7 +17,7 @@ from deepfailguard.predictor.checks import (
     count_answers,
 )
 from deepfailguard.predictor.density import MIN_POINTS, Density, logistic
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Need
 
 __all__ = ["KdePredictor"]
 
@@ -61,12 +61,12 @@ class KdePredictor:
         >>> labels = torch.zeros(6, 1, dtype=torch.int64)
         >>> distance = torch.tensor([[0.1], [0.2], [0.3], [1.0], [1.1], [1.2]])
         >>> evidence = Evidence(labels, distance, torch.ones(6, 1, dtype=torch.bool))
-        >>> predictor = KdePredictor().fit(evidence, distance > 0.5)
+        >>> predictor = KdePredictor().fit(evidence, (distance[:, 0] <= 0.5).long())
         >>> [round(p, 3) for p in predictor.failure_probability(evidence).flatten().tolist()]
         [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
 
-    needs_distances: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"distances"})
     judges_alone: ClassVar[bool] = True
 
     def __init__(self, prior: Literal["accuracy", "equal"] = "accuracy") -> None:
@@ -108,9 +108,9 @@ class KdePredictor:
         predictor.outcome_ = torch.zeros(len(right), 2, dtype=torch.float64)
         return predictor
 
-    def fit(self, evidence: Evidence, correct: Tensor) -> Self:
-        """Learn from calibration evidence and whether each answer was right, (B, N) bool."""
-        check_calibration(evidence, correct)
+    def fit(self, evidence: Evidence, truth: Tensor) -> Self:
+        """Learn from calibration evidence and the true classes (B,) int64."""
+        correct = check_calibration(evidence, truth)
         counts = count_answers(evidence, correct)
         few = (counts.right < MIN_POINTS) | (counts.wrong < MIN_POINTS)
         self.accuracy_ = torch.where(few, counts.smoothed_accuracy, counts.right / (counts.right + counts.wrong))

@@ -12,7 +12,7 @@ from deepfailguard.predictor.checks import (
     check_state,
     count_answers,
 )
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Need
 
 __all__ = ["PriorPredictor"]
 
@@ -30,20 +30,20 @@ class PriorPredictor:
     Example:
         >>> labels = torch.zeros(8, 1, dtype=torch.int64)
         >>> evidence = Evidence(labels, torch.ones(8, 1), torch.ones(8, 1, dtype=torch.bool))
-        >>> correct = torch.tensor([True] * 8)[:, None]
-        >>> round(float(PriorPredictor().fit(evidence, correct).failure_probability(evidence)[0, 0]), 3)
+        >>> truth = torch.zeros(8, dtype=torch.int64)
+        >>> round(float(PriorPredictor().fit(evidence, truth).failure_probability(evidence)[0, 0]), 3)
         0.1
     """
 
-    needs_distances: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
     judges_alone: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.accuracy_: Tensor | None = None
 
-    def fit(self, evidence: Evidence, correct: Tensor) -> Self:
-        """Learn from calibration evidence and whether each answer was right, (B, N) bool."""
-        check_calibration(evidence, correct)
+    def fit(self, evidence: Evidence, truth: Tensor) -> Self:
+        """Learn from calibration evidence and the true classes (B,) int64."""
+        correct = check_calibration(evidence, truth)
         self.accuracy_ = count_answers(evidence, correct).smoothed_accuracy
         return self
 

@@ -1,4 +1,4 @@
-"""What every search asks of a model's output."""
+"""What everybody who asks a model wants of its output."""
 
 from torch import Tensor
 

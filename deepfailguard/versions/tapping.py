@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.boundary.estimates.probing import writes_of, yields_logits
-from deepfailguard.boundary.logits import as_logits
+from deepfailguard.versions.logits import as_logits
+from deepfailguard.versions.probing import writes_of, yields_logits
 from deepfailguard.versions.version import evaluating
 
 __all__ = ["Tap", "tapped"]

@@ -39,8 +39,19 @@ def _evidence(inputs: int, versions: int, purpose: str = "evidence") -> Evidence
     return Evidence(labels, distance, torch.rand(inputs, versions, generator=random) < 0.9)
 
 
-def _correct(evidence: Evidence) -> Tensor:
-    return evidence.distance + 0.2 * torch.rand(evidence.distance.shape, generator=generator(0, "noise")) > 0.4
+def _calibration(inputs: int, versions: int, purpose: str = "evidence") -> tuple[Evidence, Tensor]:
+    """What `_evidence` gives, with labels that are mostly right where the distance is large, and the truth."""
+    evidence, random = _evidence(inputs, versions, purpose), generator(0, "noise")
+    correct = evidence.distance + 0.2 * torch.rand(inputs, versions, generator=random) > 0.4
+    truth = torch.randint(0, 4, (inputs,), generator=random)
+    return _answering(evidence, truth, correct), truth
+
+
+def _answering(evidence: Evidence, truth: Tensor, correct: Tensor) -> Evidence:
+    """The evidence with answers that agree with the truth exactly where `correct` (B, N) says so."""
+    other = (truth[:, None] + torch.randint(1, 4, correct.shape, generator=generator(0, "other"))) % 4
+    labels = torch.where(correct, truth[:, None], other)
+    return Evidence(torch.where(evidence.answered, labels, -1), evidence.distance, evidence.found)
 
 
 def _check_range(predictor: FailurePredictor, evidence: Evidence) -> Tensor:
@@ -54,30 +65,30 @@ def _check_range(predictor: FailurePredictor, evidence: Evidence) -> Tensor:
 
 @pytest.mark.parametrize("versions", [1, 3, 20])
 def test_any_number_of_versions(predictor: FailurePredictor, versions: int) -> None:
-    evidence = _evidence(120, versions)
-    assert predictor.fit(evidence, _correct(evidence)) is predictor
+    evidence, truth = _calibration(120, versions)
+    assert predictor.fit(evidence, truth) is predictor
     assert len(_check_range(predictor, _evidence(50, versions, "test")).unique()) > 1
 
 
 @pytest.mark.parametrize("right", [True, False])
 @pytest.mark.parametrize("inputs", [1, 2, 30])
 def test_empty_classes(predictor: FailurePredictor, right: bool, inputs: int) -> None:
-    evidence = _evidence(inputs, 2)
-    predictor.fit(evidence, torch.full((inputs, 2), right))
+    evidence, truth = _calibration(inputs, 2)
+    predictor.fit(_answering(evidence, truth, torch.full((inputs, 2), right)), truth)
     _check_range(predictor, _evidence(40, 2, "test"))
 
 
 def test_versions_that_never_answer_or_never_have_a_distance(predictor: FailurePredictor) -> None:
-    evidence = _evidence(60, 3)
+    evidence, truth = _calibration(60, 3)
     evidence.labels[:, 0] = -1
     evidence.found[:, 1] = False
-    predictor.fit(evidence, _correct(evidence))
+    predictor.fit(evidence, truth)
     _check_range(predictor, _evidence(40, 3, "test"))
 
 
 def test_distances_that_are_not_finite_spoil_nothing_else(predictor: FailurePredictor) -> None:
-    evidence = _evidence(60, 2)
-    predictor.fit(evidence, _correct(evidence))
+    evidence, truth = _calibration(60, 2)
+    predictor.fit(evidence, truth)
     spoilt = Evidence(evidence.labels, evidence.distance.clone(), evidence.found)
     spoilt.distance[5, 0], spoilt.distance[9, 1] = torch.nan, torch.inf
     untouched = torch.ones(60, 2, dtype=torch.bool)
@@ -87,17 +98,16 @@ def test_distances_that_are_not_finite_spoil_nothing_else(predictor: FailurePred
 
 
 def test_calibration_distances_that_are_not_finite(predictor: FailurePredictor) -> None:
-    evidence = _evidence(60, 2)
-    correct = _correct(evidence)
+    evidence, truth = _calibration(60, 2)
     evidence.distance[:7] = torch.nan
-    predictor.fit(evidence, correct)
+    predictor.fit(evidence, truth)
     _check_range(predictor, _evidence(40, 2, "test"))
 
 
 def test_an_input_is_judged_alike_alone_in_a_batch_and_on_two_threads(predictor: FailurePredictor) -> None:
     torch.set_num_threads(2)
-    evidence, test = _evidence(300, 3), _evidence(101, 3, "test")
-    predictor.fit(evidence, _correct(evidence))
+    (evidence, truth), test = _calibration(300, 3), _evidence(101, 3, "test")
+    predictor.fit(evidence, truth)
     whole = predictor.failure_probability(test)
     for size in (1, 7):
         pieces = [predictor.failure_probability(test[i : i + size]) for i in range(0, 101, size)]
@@ -106,25 +116,24 @@ def test_an_input_is_judged_alike_alone_in_a_batch_and_on_two_threads(predictor:
 
 
 def test_versions_are_judged_alone_where_it_says_so(predictor: FailurePredictor) -> None:
-    evidence, test, columns = _evidence(150, 4), _evidence(40, 4, "test"), [3, 1]
-    correct = _correct(evidence)
-    whole = predictor.fit(evidence, correct).failure_probability(test)
-    predictor.fit(evidence.of_versions(columns), correct[:, columns])
+    (evidence, truth), test, columns = _calibration(150, 4), _evidence(40, 4, "test"), [3, 1]
+    whole = predictor.fit(evidence, truth).failure_probability(test)
+    predictor.fit(evidence.of_versions(columns), truth)
     some = predictor.failure_probability(test.of_versions(columns))
     assert predictor.judges_alone == torch.equal(some, whole[:, columns])
 
 
 def test_distances_are_ignored_where_none_are_needed(predictor: FailurePredictor) -> None:
-    evidence, test = _evidence(150, 2), _evidence(40, 2, "test")
-    predictor.fit(evidence, _correct(evidence))
+    (evidence, truth), test = _calibration(150, 2), _evidence(40, 2, "test")
+    predictor.fit(evidence, truth)
     unfound = Evidence(test.labels, test.distance, torch.zeros_like(test.found))
     same = torch.equal(predictor.failure_probability(test), predictor.failure_probability(unfound))
-    assert same != predictor.needs_distances
+    assert same == ("distances" not in predictor.needs)
 
 
 def test_state_and_description_make_the_same_predictor_from_disk(predictor: FailurePredictor, tmp_path: Any) -> None:
-    evidence, test = _evidence(80, 3), _evidence(40, 3, "test")
-    expected = predictor.fit(evidence, _correct(evidence)).failure_probability(test)
+    (evidence, truth), test = _calibration(80, 3), _evidence(40, 3, "test")
+    expected = predictor.fit(evidence, truth).failure_probability(test)
     save_tensors(tmp_path / "state.safetensors", predictor.state())
     description = json.loads(json.dumps(describe(predictor)))
     again = rebuild(description, ("deepfailguard",))
@@ -133,10 +142,10 @@ def test_state_and_description_make_the_same_predictor_from_disk(predictor: Fail
 
 
 def test_fit_learns_anew(predictor: FailurePredictor) -> None:
-    evidence, other, test = _evidence(80, 3), _evidence(90, 2, "other"), _evidence(40, 2, "test")
-    predictor.fit(other, _correct(other))
+    earlier, calibration, test = _calibration(80, 3), _calibration(90, 2, "other"), _evidence(40, 2, "test")
+    predictor.fit(*calibration)
     expected = predictor.failure_probability(test)
-    predictor.fit(evidence, _correct(evidence)).fit(other, _correct(other))
+    predictor.fit(*earlier).fit(*calibration)
     assert torch.equal(predictor.failure_probability(test), expected)
 
 
@@ -148,19 +157,21 @@ def test_unfitted(predictor: FailurePredictor) -> None:
 
 
 def test_another_number_of_versions(predictor: FailurePredictor) -> None:
-    evidence = _evidence(30, 3)
-    predictor.fit(evidence, _correct(evidence))
+    predictor.fit(*_calibration(30, 3))
     with pytest.raises(ConfigurationError, match="fitted on 3 versions, got evidence of 2"):
         predictor.failure_probability(_evidence(5, 2))
 
 
 def test_wrong_input(predictor: FailurePredictor) -> None:
-    evidence = _evidence(30, 3)
+    evidence, truth = _calibration(30, 3)
     with pytest.raises(DataFormatError, match="at least one input"):
-        predictor.fit(evidence[:0], _correct(evidence)[:0])
-    with pytest.raises(DataFormatError, match="correct must be bool"):
-        predictor.fit(evidence, evidence.labels)
+        predictor.fit(evidence[:0], truth[:0])
+    for bad in (evidence.labels, evidence.labels == truth[:, None], truth[:29], truth.double()):
+        with pytest.raises(DataFormatError, match=r"truth must be int64 \(30,\)"):
+            predictor.fit(evidence, bad)
+    with pytest.raises(DataFormatError, match=r"classes must be >= 0 .* got -1"):
+        predictor.fit(evidence, torch.where(torch.arange(30) == 7, -1, truth))
     with pytest.raises(DataFormatError, match="one shape"):
-        predictor.fit(Evidence(evidence.labels, evidence.distance[:5], evidence.found), _correct(evidence))
+        predictor.fit(Evidence(evidence.labels, evidence.distance[:5], evidence.found), truth)
     with pytest.raises(ConfigurationError, match="expects the state"):
         predictor.with_state({"surprise": torch.zeros(1)})

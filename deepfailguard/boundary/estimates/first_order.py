@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from deepfailguard.boundary.counts import check_count
 from deepfailguard.boundary.estimates.chunks import in_chunks
 from deepfailguard.boundary.estimates.logits import leads, to_distances
-from deepfailguard.boundary.logits import as_logits
 from deepfailguard.boundary.searching import searching
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import Bounds, Distances
+from deepfailguard.versions.logits import as_logits
 
 __all__ = ["FirstOrderDistance"]
 

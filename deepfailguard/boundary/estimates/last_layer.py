@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from deepfailguard.boundary.counts import check_count
 from deepfailguard.boundary.estimates.chunks import in_chunks
 from deepfailguard.boundary.estimates.logits import leads, to_distances
-from deepfailguard.boundary.estimates.tapping import tapped
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.types import Bounds, Distances
+from deepfailguard.versions.tapping import tapped
 
 __all__ = ["LastLayerDistance"]
 

@@ -22,10 +22,10 @@ from deepfailguard.boundary.estimates.quality import (
     warn_of_nothing,
 )
 from deepfailguard.boundary.estimates.regressor import Inputs, Parameters, predict, read_inputs
-from deepfailguard.boundary.estimates.tapping import tapped
 from deepfailguard.boundary.searching import check_inputs, within
 from deepfailguard.seeding import generator
 from deepfailguard.types import Bounds, Distances
+from deepfailguard.versions.tapping import tapped
 from deepfailguard.versions.version import device_of
 
 __all__ = ["Distilled", "LearnedDistance"]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.boundary.logits import as_logits
+from deepfailguard.versions.logits import as_logits
 
 __all__ = ["NotDifferentiable", "Slope", "View", "class_distances"]
 

@@ -9,7 +9,7 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.estimates.first_order import FirstOrderDistance
 from deepfailguard.boundary.estimates.last_layer import LastLayerDistance
 from deepfailguard.boundary.estimates.quality import compare
-from deepfailguard.boundary.estimates.tapping import tapped
+from deepfailguard.versions.tapping import tapped
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.errors import ConfigurationError, WrongOutputError
 from deepfailguard.identity import describe, rebuild

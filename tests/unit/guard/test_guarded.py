@@ -10,6 +10,7 @@ from deepfailguard.decision.rules import majority_vote
 from deepfailguard.errors import ConfigurationError, CorruptFileError, DataFormatError, WrongOutputError
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.identity import weights_fingerprint
+from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.types import Bounds, Distances
 from tests.examples import CLASSES, TinyNet, bars, template_model
@@ -47,7 +48,7 @@ def models() -> dict[str, nn.Module]:
 @pytest.fixture
 def guard(models: dict[str, nn.Module]) -> GuardedPredictor:
     calibration = bars(150, seed=3)
-    return GuardedPredictor.fit(models, (calibration.images, calibration.labels))
+    return GuardedPredictor.fit(models, (calibration.images, calibration.labels), predictor=KdePredictor())
 
 
 TEST = bars(60, seed=4)
@@ -188,7 +189,7 @@ def test_saving_over_another_guard_leaves_nothing_of_it(guard: GuardedPredictor,
 
 
 def test_a_guard_can_be_copied_and_shown(models: dict[str, nn.Module], tmp_path: Path) -> None:
-    guard = GuardedPredictor.fit(models, bars(100, seed=3), cache=tmp_path)
+    guard = GuardedPredictor.fit(models, bars(100, seed=3), predictor=KdePredictor(), cache=tmp_path)
     twin = copy.deepcopy(guard)
     with torch.no_grad():
         next(guard.models[0].parameters()).zero_()  # the copy does not share weights
@@ -271,11 +272,11 @@ def test_distances_of_another_model_are_refused(models: dict[str, nn.Module]) ->
 def test_a_model_without_weights_cannot_be_cached(models: dict[str, nn.Module], tmp_path: Path) -> None:
     models["bare"] = nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(CLASSES))
     with pytest.raises(ConfigurationError, match="'bare' cannot be cached"):
-        GuardedPredictor.fit(models, bars(30, seed=3), cache=tmp_path)
+        GuardedPredictor.fit(models, bars(30, seed=3), predictor=KdePredictor(), cache=tmp_path)
 
 
 def test_calibration_is_on_disk_when_fit_returns(models: dict[str, nn.Module], tmp_path: Path) -> None:
-    GuardedPredictor.fit(models, bars(20, seed=3), cache=tmp_path)
+    GuardedPredictor.fit(models, bars(20, seed=3), predictor=KdePredictor(), cache=tmp_path)
     assert len(list(tmp_path.glob("*/*.parquet"))) == 3
 
 

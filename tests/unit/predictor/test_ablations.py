@@ -28,7 +28,7 @@ def test_the_smallest_score_is_the_published_argmax(form: Any, calibration: Any)
         densities = (gaussian_kde(distance[chosen]).pdf(distance) for chosen in (right, ~right))
         columns.append(PUBLISHED[form](*densities))
     expected = np.stack(columns, axis=1).argmax(1)
-    score = DistanceOnlyPredictor(form).fit(evidence, correct).failure_probability(evidence)
+    score = DistanceOnlyPredictor(form).fit(evidence, calibration.truth).failure_probability(evidence)
     np.testing.assert_array_equal(score.argmin(1).numpy(), expected)
     assert len(set(expected.tolist())) > 1
 
@@ -57,7 +57,7 @@ def test_a_missing_density_counts_as_zero() -> None:
     evidence = Evidence(
         torch.zeros(4, 1, dtype=torch.int64), torch.tensor([[0.1], [0.2], [0.3], [0.4]]), torch.ones(4, 1).bool()
     )
-    all_right = torch.ones(4, 1, dtype=torch.bool)
+    all_right = torch.zeros(4, dtype=torch.int64)
     scores = {
         form: DistanceOnlyPredictor(form).fit(evidence, all_right).failure_probability(evidence)  # type: ignore[arg-type]
         for form in PUBLISHED
@@ -70,7 +70,7 @@ def test_a_missing_density_counts_as_zero() -> None:
 
 
 def test_without_a_distance_the_score_is_one(calibration: Any) -> None:
-    predictor = DistanceOnlyPredictor("v2").fit(calibration.evidence, calibration.correct)
+    predictor = DistanceOnlyPredictor("v2").fit(calibration.evidence, calibration.truth)
     query = calibration.evidence[:3]
     found = query.found.clone()
     found[1, 2] = False

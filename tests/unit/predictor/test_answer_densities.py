@@ -38,6 +38,15 @@ def test_what_can_be_used_was_answered_found_and_is_finite() -> None:
     assert usable_distances(evidence).tolist() == [[True, False, False, False, False]]
 
 
+def test_what_was_not_answered_is_in_no_density_whatever_is_said_of_it(calibration: Any) -> None:
+    evidence, correct = calibration.evidence, calibration.correct
+    labels = evidence.labels.clone()
+    labels[200:] = -1
+    some = fit_answer_densities(Evidence(labels, evidence.distance, evidence.found), correct).state()
+    first = fit_answer_densities(evidence[:200], correct[:200]).state()
+    assert all(torch.equal(some[name], first[name]) for name in AnswerDensities.state_names())
+
+
 def test_the_state_restores_every_point(calibration: Any) -> None:
     densities = fit_answer_densities(calibration.evidence, calibration.correct)
     state = densities.state()

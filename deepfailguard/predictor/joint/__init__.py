@@ -1,0 +1,1 @@
+"""The predictor that sees all versions' evidence at once."""

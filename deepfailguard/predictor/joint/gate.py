@@ -1,0 +1,62 @@
+"""How much an input looks like one that was changed, rather than like a calibration input."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from deepfailguard.predictor.joint.opinions import Opinions
+
+__all__ = ["Gate", "fit_gate", "signs"]
+
+_SMALLEST: Final = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A logistic regression on the signs of S kinds.
+
+    Attributes:
+        mean: (S,) float64, of the signs.
+        scale: (S,) float64 > 0.
+        slope: (S,) float64, of the standardised signs.
+        offset: () float64.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    slope: Tensor
+    offset: Tensor
+
+    def __call__(self, opinions: Opinions) -> Tensor:
+        """(B,) float64 in (0, 1): the probability of a changed input, where half of the inputs are changed ones."""
+        return (((signs(opinions) - self.mean) / self.scale) @ self.slope + self.offset).sigmoid()
+
+
+def signs(opinions: Opinions) -> Tensor:
+    """What may tell a changed input: (B, 3 N + 2) float64.
+
+    Of each version how strange its features are, how sure it is and how far its second opinion differs; of all
+    together the entropy of the mean answer and the share of pairs that disagree.
+    """
+    own, second = opinions.own.softmax(2), opinions.second.softmax(2)
+    mean = own.mean(1)
+    entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(1, keepdim=True)
+    labels = own.argmax(2)
+    apart = (labels[:, :, None] != labels[:, None, :]).double().mean((1, 2))[:, None]
+    return torch.cat([opinions.strangeness, own.amax(2), (own - second).abs().sum(2), entropy, apart], 1)
+
+
+def fit_gate(usual: Opinions, changed: Opinions) -> Gate:
+    """Learn to tell changed inputs from usual ones."""
+    from sklearn.linear_model import LogisticRegression  # heavy: only who fits pays for it
+
+    both = torch.cat([signs(usual), signs(changed)])
+    mean, spread = both.mean(0), both.std(0, correction=0)
+    scale = torch.where(spread > _SMALLEST, spread, 1.0)
+    target = torch.cat([torch.zeros(len(usual.own)), torch.ones(len(changed.own))])
+    model = LogisticRegression(max_iter=200).fit(((both - mean) / scale).cpu().numpy(), target.numpy())
+    slope, offset = torch.from_numpy(model.coef_[0]), torch.tensor(float(model.intercept_[0]), dtype=torch.float64)
+    # The regression knows how many of its inputs were changed; in service nobody does.
+    return Gate(mean, scale, slope, offset - torch.tensor(len(changed.own) / len(usual.own)).double().log())

@@ -1,0 +1,202 @@
+"""The joint predictor and its parts on evidence that is made up."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.predictor.joint.gate import fit_gate
+from deepfailguard.predictor.joint.heads import fit_head
+from deepfailguard.predictor.joint.opinions import Opinions, fit_sharpness, opinion
+from deepfailguard.predictor.joint.pooling import LEVELS, Freedom, choose_level, fit_pool
+from deepfailguard.predictor.joint.predictor import JointPredictor
+from deepfailguard.seeding import generator
+from deepfailguard.types import Evidence, Rehearsed
+
+CLASSES = 4
+
+
+def _truth(inputs: int, purpose: str, classes: int = CLASSES) -> Tensor:
+    return torch.randint(classes, (inputs,), generator=generator(0, "truth", purpose))
+
+
+def _evidence(truth: Tensor, strengths: list[float], purpose: str, classes: int = CLASSES) -> Evidence:
+    """Logits that point to the truth as strongly as told (against noise of deviation 1), and features that know it."""
+    random = generator(0, "joint", purpose, len(strengths))
+    hot = torch.nn.functional.one_hot(truth, classes).float()
+    places = 3 * torch.randn(classes, 3, generator=generator(0, "places"))
+    logits = [s * hot + torch.randn(len(truth), classes, generator=random) for s in strengths]
+    features = tuple(hot @ places + torch.randn(len(truth), 3, generator=random) for _ in strengths)
+    stacked = torch.stack(logits, 1)
+    labels, nothing = stacked.argmax(2), torch.zeros(len(truth), len(strengths))
+    return Evidence(labels, nothing, nothing.bool(), stacked, features)
+
+
+def _accuracy(probability: Tensor, truth: Tensor) -> float:
+    return float((probability.argmax(1) == truth).double().mean())
+
+
+def test_it_is_right_more_often_than_any_version_and_as_sure_as_it_should_be() -> None:
+    truth, later = _truth(1500, "calibration"), _truth(4000, "test")
+    predictor = JointPredictor().fit(_evidence(truth, [2.0, 1.5, 0.0], "calibration"), truth)
+    test = _evidence(later, [2.0, 1.5, 0.0], "test")
+    told = predictor.class_probability(test)
+    torch.testing.assert_close(told.sum(1), torch.ones(4000, dtype=torch.float64))
+    best = max(float((test.labels[:, n] == later).double().mean()) for n in range(3))
+    assert _accuracy(told, later) > best + 0.1
+    assert abs(float(told.amax(1).mean()) - _accuracy(told, later)) < 0.02
+    failure = predictor.failure_probability(test)
+    torch.testing.assert_close(failure, 1 - told.gather(1, test.labels))
+    assert abs(float(failure.mean() - (test.labels != later[:, None]).double().mean())) < 0.02
+
+
+def test_with_few_inputs_it_is_hardly_more_than_the_mean_of_the_versions() -> None:
+    truth, later = _truth(40, "few"), _truth(3000, "test")
+    predictor = JointPredictor().fit(_evidence(truth, [2.0, 2.0, 2.0], "few"), truth)
+    test = _evidence(later, [2.0, 2.0, 2.0], "test")
+    assert test.logits is not None
+    assert _accuracy(predictor.class_probability(test), later) > _accuracy(test.logits.softmax(2).mean(1), later) - 0.02
+
+
+@pytest.mark.parametrize("classes", [1, 2, 1000])
+def test_any_number_of_classes(classes: int) -> None:
+    truth = _truth(120, "classes", classes)
+    evidence = _evidence(truth, [8.0, 6.0], "classes", classes)
+    told = JointPredictor().fit(evidence, truth).class_probability(evidence)
+    assert told.shape == (120, classes)
+    assert _accuracy(told, truth) > 0.9
+
+
+def test_calibration_without_an_error_claims_no_more_than_it_can() -> None:
+    truth = _truth(60, "no error")
+    evidence = _evidence(truth, [30.0, 30.0], "no error")
+    failure = JointPredictor().fit(evidence, truth).failure_probability(evidence)
+    assert (failure > 0.5 / 62).all()
+    assert (failure < 0.1).all()
+
+
+def test_one_input_all_alike_and_a_class_never_seen() -> None:
+    truth = torch.zeros(1, dtype=torch.int64)
+    one = _evidence(truth, [2.0], "one")
+    assert torch.isfinite(JointPredictor().fit(one, truth).class_probability(one)).all()
+    truth = _truth(100, "unseen") % (CLASSES - 1)
+    evidence = _evidence(truth, [2.0, 2.0], "unseen")
+    same = Evidence(*(t[:, [0, 0, 0]] for t in (evidence.labels, evidence.distance, evidence.found)))
+    assert evidence.logits is not None
+    assert evidence.features is not None
+    same = Evidence(same.labels, same.distance, same.found, evidence.logits[:, [0, 0, 0]], (evidence.features[0],) * 3)
+    told = JointPredictor().fit(same, truth).class_probability(same)
+    assert torch.isfinite(told).all()
+    assert (told[:, CLASSES - 1] > 0).all()
+
+
+def test_versions_without_answer_or_features_count_nothing() -> None:
+    truth, later = _truth(400, "calibration"), _truth(300, "test")
+    predictor = JointPredictor().fit(_evidence(truth, [3.0, 3.0], "calibration"), truth)
+    test = _evidence(later, [3.0, 3.0], "test")
+    assert test.logits is not None
+    assert test.features is not None
+    labels, logits = test.labels.clone(), test.logits.clone()
+    labels[:, 1], logits[:, 1] = -1, 0.0
+    gone = Evidence(labels, test.distance, test.found, logits, (test.features[0], torch.zeros(300, 0)))
+    spoilt = Evidence(labels, test.distance, test.found, logits, (test.features[0], torch.full((300, 3), torch.nan)))
+    told = predictor.class_probability(gone)
+    assert torch.equal(told, predictor.class_probability(spoilt))
+    assert (predictor.failure_probability(gone)[:, 1] == 1).all()
+    assert 0.7 < _accuracy(told, later) <= _accuracy(predictor.class_probability(test), later)
+    silent = Evidence(torch.full_like(labels, -1), test.distance, test.found, torch.zeros_like(logits), test.features)
+    assert (predictor.failure_probability(silent) == 1).all()
+
+
+def test_rehearsed_changes_teach_which_version_to_trust_when_inputs_change() -> None:
+    truth, later = _truth(1500, "calibration"), _truth(2000, "changed later")
+    usual = _evidence(truth, [3.0, 2.0], "calibration")
+    changed = _evidence(truth[:600], [0.0, 2.0], "rehearsed")  # the better version breaks down under change
+    assert changed.features is not None
+    strange = tuple(4 * torch.randn(each.shape, generator=generator(0, "strange")) for each in changed.features)
+    changed = Evidence(changed.labels, changed.distance, changed.found, changed.logits, strange)
+    test = _evidence(later, [0.0, 2.0], "changed later")
+    assert test.features is not None
+    odd = tuple(4 * torch.randn(each.shape, generator=generator(0, "odd")) for each in test.features)
+    test = Evidence(test.labels, test.distance, test.found, test.logits, odd)
+    rehearsed = Rehearsed(changed, truth[:600], torch.arange(600))
+    with_it = JointPredictor().fit(usual, truth, rehearsed)
+    without = JointPredictor().fit(usual, truth)
+    assert _accuracy(with_it.class_probability(test), later) > _accuracy(without.class_probability(test), later) + 0.05
+    assert with_it.changed_probability(test).mean() > 0.8
+    assert with_it.changed_probability(usual).mean() < 0.3
+    assert (without.changed_probability(usual) == 0).all()
+    again = JointPredictor().with_state(with_it.state())
+    assert torch.equal(again.class_probability(test), with_it.class_probability(test))
+
+
+def test_wrong_evidence_is_refused() -> None:
+    truth = _truth(50, "calibration")
+    evidence = _evidence(truth, [2.0, 2.0], "calibration")
+    bare = Evidence(evidence.labels, evidence.distance, evidence.found)
+    with pytest.raises(DataFormatError, match="needs evidence with logits and features"):
+        JointPredictor().fit(bare, truth)
+    with pytest.raises(DataFormatError, match="true classes go up to 9, but there are logits of 4"):
+        JointPredictor().fit(evidence, torch.full_like(truth, 9))
+    predictor = JointPredictor().fit(evidence, truth)
+    with pytest.raises(ConfigurationError, match="fitted on 4 classes, got logits of 3"):
+        predictor.class_probability(_evidence(truth % 3, [2.0, 2.0], "three", classes=3))
+
+
+def test_the_sharpness_undoes_a_factor() -> None:
+    truth = _truth(4000, "sharpness")
+    logits = _evidence(truth, [2.0], "sharpness").logits
+    assert logits is not None
+    assert fit_sharpness(10 * logits[:, 0].double(), truth) == pytest.approx(
+        fit_sharpness(logits[:, 0].double(), truth) / 10, rel=1e-2
+    )
+
+
+def test_an_opinion_is_centred_and_never_too_sure() -> None:
+    said = opinion(torch.tensor([[0.0, -1e9]], dtype=torch.float64))
+    assert said.tolist() == [[6.0, -6.0]]
+
+
+def test_a_head_is_fishers_discriminant_where_nothing_is_shrunk() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    truth = _truth(500, "head")
+    features = _evidence(truth, [1.0], "head").features
+    assert features is not None
+    theirs = LinearDiscriminantAnalysis(solver="lsqr").fit(features[0].numpy(), truth.numpy())
+    said, distance = fit_head(features[0], truth, CLASSES, 1e-9)(features[0])
+    expected = torch.from_numpy(theirs.predict_log_proba(features[0].numpy()))
+    torch.testing.assert_close(said, expected, rtol=1e-3, atol=1e-3)
+    assert (distance > 0).all()
+
+
+def test_more_freedom_is_taken_only_where_it_is_shown_to_help() -> None:
+    truth = _truth(1200, "levels")
+    evidence = _evidence(truth, [2.0, 2.0, 2.0], "levels")
+    assert evidence.logits is not None
+    own = torch.stack([opinion(evidence.logits[:, n].double().log_softmax(1)) for n in range(3)], 1)
+    alike = torch.cat([own.mean(1, keepdim=True), own], 1)
+    assert choose_level(alike, truth) == LEVELS[0]
+    turned = alike.clone()
+    turned[:, 1:] = turned[:, 1:].roll(1, 2)  # every version names the next class: only corrections can tell
+    turned[:, 0] = turned[:, 1:].mean(1)
+    level = choose_level(turned, truth)
+    assert math.isfinite(level.correction)
+    pool = fit_pool(turned, truth, level)
+    assert _accuracy(pool.log_probability(turned), truth) > 0.8
+    assert choose_level(turned[:8], truth[:8]) == LEVELS[0]
+    assert fit_pool(turned, truth, Freedom(math.inf)).weight[1:].abs().max() == 0
+
+
+def test_the_gate_knows_strangers() -> None:
+    def heard(strangeness: float, purpose: str) -> Opinions:
+        random = generator(0, purpose)
+        own = torch.randn(200, 2, CLASSES, generator=random, dtype=torch.float64)
+        strange = strangeness + 0.1 * torch.randn(200, 2, generator=random, dtype=torch.float64)
+        return Opinions(own[:, 0], own, own, strange)
+
+    gate = fit_gate(heard(0.0, "usual"), heard(1.0, "changed"))
+    assert gate(heard(0.0, "more")).mean() < 0.1
+    assert gate(heard(1.0, "others")).mean() > 0.9
