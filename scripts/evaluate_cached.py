@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import parts
+from deepfailguard.evaluation.report.summary import summarise
 from deepfailguard.evaluation.report.writing import write_report
 from deepfailguard.guard.saved import load_guard
 from deepfailguard.pipeline.evaluating import evaluate_cached
@@ -16,6 +17,7 @@ def main(cfg: DictConfig) -> None:
     data = parts.splits(cfg)
     saved = load_guard(parts.guard_folder(cfg, data.name), list(cfg.trusted))
     evaluation = evaluate_cached(saved, data, Path(cfg.paths.cache))
+    print(summarise(evaluation).headline)
     print(write_report(evaluation, Path(cfg.paths.reports) / data.name / f"{cfg.name}-cached"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import parts
+from deepfailguard.evaluation.report.summary import summarise
 from deepfailguard.evaluation.report.writing import write_report
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.pipeline.evaluating import evaluate_live
@@ -17,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     folder = parts.guard_folder(cfg, data.name)
     guard = GuardedPredictor.load(folder, device=parts.device(cfg), trusted=list(cfg.trusted))
     evaluation = evaluate_live(guard, data)
+    print(summarise(evaluation).headline)
     print(write_report(evaluation, Path(cfg.paths.reports) / data.name / f"{cfg.name}-live"))
 
 

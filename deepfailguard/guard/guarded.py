@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
 from deepfailguard.decision.base import Rule
-from deepfailguard.errors import DataFormatError
+from deepfailguard.decision.risk import RiskBound, bound_risk
+from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.faults.rehearsal import Rehearsal
 from deepfailguard.guard.asking import Answers, ask, evidence_of
 from deepfailguard.guard.calibrating import (
@@ -26,7 +28,7 @@ from deepfailguard.guard.calibrating import (
 )
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
-from deepfailguard.guard.judging import check_together, judge, rule_for
+from deepfailguard.guard.judging import check_together, judge, rule_for, with_threshold
 from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.identity import TARGET, describe
@@ -37,6 +39,8 @@ from deepfailguard.versions.pool import TRUSTED_PACKAGES
 from deepfailguard.versions.version import Version
 
 __all__ = ["GuardedPredictor"]
+
+_PIECE = 256
 
 
 class GuardedPredictor(nn.Module):
@@ -167,6 +171,37 @@ class GuardedPredictor(nn.Module):
         """Class probabilities (B, K): the predictor's, or the versions' softmax outputs weighted by the decision."""
         verdict: Verdict = self(images)
         return verdict.probabilities
+
+    def promising(
+        self, labelled: ImageSet | tuple[Tensor, Tensor], *, risk: float, confidence: float = 0.95
+    ) -> tuple[Self, RiskBound]:
+        """A guard of the same versions that abstains so often that at most a share `risk` of its answers is wrong.
+
+        The promise holds for inputs from the same source as these, with this confidence over their draw.
+
+        Args:
+            labelled: images with labels that neither a version was trained nor this guard was fitted on.
+            risk: largest share of wrong answers among those that are given, in (0, 1).
+            confidence: in (0, 1).
+
+        Raises:
+            ConfigurationError: the guard was fitted on these images, or they are too few (or too often answered
+                wrong) for the promise; the message says what would do.
+        """
+        data = labelled if isinstance(labelled, ImageSet) else ImageSet(*labelled)
+        if data.fingerprint == self.saved.card.calibration_fingerprint:
+            raise ConfigurationError(
+                "the guard was fitted on these very images, on which it looks better than it is; "
+                "keep some labelled images apart and pass those"
+            )
+        verdicts = [self(piece) for piece in data.images.split(_PIECE)]
+        failure = torch.cat([verdict.failure_probability for verdict in verdicts])
+        answers = torch.cat([verdict.labels for verdict in verdicts]).cpu()
+        bound = bound_risk(failure, answers != data.labels.cpu(), risk=risk, confidence=confidence)
+        if not bound.guaranteed:
+            raise ConfigurationError(bound.explain())
+        decision = with_threshold(self.saved.decision, bound.threshold)
+        return type(self)(self.versions, replace(self.saved, decision=decision), self.cache), bound
 
     def as_classifier(self) -> Classifier:
         """A module from images to log-probabilities (B, K), for code that expects an ordinary classifier."""

@@ -1,5 +1,6 @@
 """The step that live and cached use share: from evidence to failure probabilities and a decision."""
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from deepfailguard.identity import describe
 from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
 from deepfailguard.types import Decision, Evidence
 
-__all__ = ["Judgement", "check_together", "judge", "rule_for", "uses_classes"]
+__all__ = ["Judgement", "check_together", "judge", "rule_for", "uses_classes", "with_threshold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,19 @@ def judge(evidence: Evidence, predictor: FailurePredictor, decision: Rule) -> Ju
 def uses_classes(decision: Rule) -> bool:
     """Whether the rule wants class probabilities."""
     return "class_probability" in inspect.signature(decision).parameters
+
+
+def with_threshold(decision: Rule, abstain_above: float) -> Rule:
+    """The rule, abstaining above this failure probability.
+
+    Raises:
+        ConfigurationError: the rule has no such setting.
+    """
+    if "abstain_above" not in inspect.signature(decision).parameters:
+        raise ConfigurationError(f"the decision {describe(decision)} takes no abstain_above, so it cannot be bounded")
+    rule: Any = decision
+    bounded: Rule = functools.partial(rule, abstain_above=abstain_above)
+    return bounded
 
 
 def rule_for(predictor: FailurePredictor) -> Rule:

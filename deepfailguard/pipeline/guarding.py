@@ -95,7 +95,7 @@ def train_guard(
         splits.calibration,
         predictor=parts.predictor,
         decision=parts.decision,
-        distance=within(parts.distance, splits.bounds),
+        distance=within(parts.distance, splits.bounds) if "distances" in parts.predictor.needs else None,
         classes=splits.classes,
         bounds=splits.bounds,
         cache=cache,

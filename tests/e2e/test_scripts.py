@@ -51,7 +51,8 @@ def test_training_again_finds_the_version(trained: Path) -> None:
 def test_the_path_from_cache_to_reports(trained: Path) -> None:
     output = succeed(trained, "cache_distances", VERSIONS, *SMALL, *LIMIT)
     assert "compact_vgg+label_noise-s0/test: 64 distances" in output
-    output = succeed(trained, "train_guard", "name=mine", VERSIONS, *SMALL, *LIMIT)
+    published = ["predictor=kde", "decision=highest_posterior"]
+    output = succeed(trained, "train_guard", "name=mine", *published, VERSIONS, *SMALL, *LIMIT)
     assert "guard saved in outputs/guards/digits/mine" in output
     answers = []
     for script in ("evaluate_cached", "evaluate_live"):
@@ -66,6 +67,10 @@ def test_the_path_from_cache_to_reports(trained: Path) -> None:
     faulty = ["fault=noisy_inputs", "name=mine", "dataset.limit=400", *LIMIT]
     assert "run scripts/cache_distances.py" in fail(trained, "evaluate_cached", *faulty)
     succeed(trained, "evaluate_live", *faulty)
+
+    succeed(trained, "train_guard", "name=joint", VERSIONS, *SMALL, *LIMIT)
+    succeed(trained, "evaluate_live", "name=joint", "dataset.limit=400", *LIMIT)
+    assert "evaluate it live" in fail(trained, "evaluate_cached", "name=joint", "dataset.limit=400", *LIMIT)
 
     table = succeed(trained, "study", VERSIONS, *SMALL, *LIMIT, "sizes=[2]")
     page = trained / table.strip().splitlines()[-1]

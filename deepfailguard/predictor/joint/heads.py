@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["SHRINKAGES", "FeatureHead", "fit_head"]
 
-SHRINKAGES: Final = (0.1, 0.3, 0.6, 0.9)
+SHRINKAGES: Final = (0.1, 0.4, 0.8)
 _LARGEST: Final = 30.0  # deviations from the mean that a feature counts with at most
 _SMALLEST: Final = 1e-6  # deviation below which a feature is constant
 

@@ -54,7 +54,8 @@ _MOST_CORRECTIONS: Final = 200_000  # above (many classes), they would cost more
 _FOLDS: Final = 3
 _SHOWN: Final = 1.0  # standard errors by which a freer level's loss must be smaller
 _HOPELESS: Final = 2  # so many levels with corrections in a row that are not better end the search
-_ITERATIONS: Final = 60
+_ITERATIONS, _TRIAL_ITERATIONS = 60, 20  # a trial starts where the level before it ended
+_STEADY: Final = 1e-6  # a smaller change of the loss ends the fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ class Pool:
         return scores.log_softmax(1)
 
 
-def fit_pool(opinions: Tensor, truth: Tensor, freedom: Freedom, start: Pool | None = None) -> Pool:
+def fit_pool(
+    opinions: Tensor, truth: Tensor, freedom: Freedom, start: Pool | None = None, iterations: int = _ITERATIONS
+) -> Pool:
     """The pool with the smallest penalised log loss.
 
     Args:
@@ -87,6 +90,7 @@ def fit_pool(opinions: Tensor, truth: Tensor, freedom: Freedom, start: Pool | No
         truth: (M,) int64 in [0, K).
         freedom: what may move, and how far.
         start: where to begin, e.g. the pool of a level with less freedom.
+        iterations: steps of the minimiser, at most.
     """
     inputs, count, classes = opinions.shape
     plain = torch.eye(count, dtype=opinions.dtype, device=opinions.device)[0]
@@ -110,7 +114,7 @@ def fit_pool(opinions: Tensor, truth: Tensor, freedom: Freedom, start: Pool | No
         held = [penalty * (value - home).square().sum() for value, home, penalty, _ in free]
         return torch.nn.functional.nll_loss(scores, truth) + sum(held, opinions.new_zeros(())) / inputs
 
-    _minimise(loss, [part[0] for part in free] or [sharpness])
+    _minimise(loss, [part[0] for part in free] or [sharpness], iterations)
     weight, bias, correction = (part[0].detach() for part in parts)
     return Pool(weight * sharpness.detach(), bias, correction)
 
@@ -135,7 +139,7 @@ def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LE
         loss = torch.zeros_like(least)
         for number in range(_FOLDS):
             held = fold == number
-            starts[number] = pool = fit_pool(opinions[~held], truth[~held], level, starts[number])
+            starts[number] = pool = fit_pool(opinions[~held], truth[~held], level, starts[number], _TRIAL_ITERATIONS)
             loss[held] = -pool.log_probability(opinions[held]).gather(1, truth[held][:, None]).squeeze(1)
         gain = least - loss
         better = level is levels[0] or gain.mean() > _SHOWN * gain.std() / math.sqrt(len(gain))
@@ -146,9 +150,11 @@ def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LE
     return best
 
 
-def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor]) -> None:
+def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int) -> None:
     """Change the parameters to where the loss is smallest."""
-    optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=iterations, history_size=20, tolerance_change=_STEADY, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

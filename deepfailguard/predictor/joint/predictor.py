@@ -16,7 +16,7 @@ from deepfailguard.types import Evidence, Need, Rehearsed
 
 __all__ = ["JointPredictor"]
 
-_FOLDS: Final = 5
+_FOLDS: Final = 4
 _ROBUST: Final = Freedom(0.1, 0.1)  # one weight for each opinion: corrections do not carry over to other changes
 _FAMILIAR: Final = 500  # calibration inputs among the rehearsed ones from which the robust pool learns
 

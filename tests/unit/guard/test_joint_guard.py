@@ -106,3 +106,25 @@ def test_it_can_leave_the_rehearsal_out() -> None:
     plain = GuardedPredictor.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=False))
     assert isinstance(plain.saved.predictor, JointPredictor)
     assert plain.saved.predictor.gate_ is None
+
+
+def test_it_keeps_a_promised_risk_by_abstaining(guard: GuardedPredictor, tmp_path: Path) -> None:
+    labelled, later = bars(600, seed=11), bars(2000, seed=12)
+    careful, bound = guard.promising(labelled, risk=0.01, confidence=0.9)
+    assert bound.guaranteed
+    verdict = careful(later.images)
+    answered = ~verdict.abstained
+    assert torch.equal(answered, verdict.failure_probability <= bound.threshold)
+    assert 0.5 < float(answered.double().mean()) < 1
+    assert float((verdict.labels != later.labels)[answered].double().mean()) < 0.01
+    assert not guard(later.images).abstained.any()  # the first guard is as it was
+    careful.save(tmp_path)
+    again = GuardedPredictor.load(tmp_path, [template_model(0), template_model(1), Scrambled()])
+    assert torch.equal(again(later.images).abstained, verdict.abstained)
+
+
+def test_it_promises_nothing_on_the_images_it_was_fitted_on_or_on_too_few(guard: GuardedPredictor) -> None:
+    with pytest.raises(ConfigurationError, match="fitted on these very images"):
+        guard.promising(CALIBRATION, risk=0.05)
+    with pytest.raises(ConfigurationError, match="too few to promise"):
+        guard.promising(bars(50, seed=11), risk=0.01)
