@@ -16,7 +16,7 @@ from deepfailguard.decision.base import Rule
 from deepfailguard.decision.risk import RiskBound, bound_risk
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.faults.rehearsal import Rehearsal
-from deepfailguard.guard.asking import Answers, ask, evidence_of
+from deepfailguard.guard.asking import Answers, evidence_of
 from deepfailguard.guard.calibrating import (
     check_inside,
     check_labels,
@@ -30,6 +30,7 @@ from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import check_together, judge, rule_for, with_threshold
 from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
+from deepfailguard.guard.turns import ask_versions
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.identity import TARGET, describe
 from deepfailguard.predictor.base import FailurePredictor, RehearsingPredictor
@@ -158,8 +159,7 @@ class GuardedPredictor(nn.Module):
         good = (~outside).nonzero().flatten().cpu()
         asked = images[good.to(images.device)]
         with self._one_at_a_time:
-            pairs = zip(self.versions, self._estimators, strict=True)
-            answers = [ask(*pair, asked, "features" in self.saved.predictor.needs) for pair in pairs]
+            answers = ask_versions(self.versions, self._estimators, asked, self.saved.predictor)
         return self._verdict(answers, good, len(images))
 
     def predict(self, images: Tensor) -> Tensor:

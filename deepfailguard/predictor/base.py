@@ -6,7 +6,7 @@ from torch import Tensor
 
 from deepfailguard.types import Evidence, Need, Rehearsed
 
-__all__ = ["ClassPredictor", "FailurePredictor", "RehearsingPredictor"]
+__all__ = ["ClassPredictor", "FailurePredictor", "RehearsingPredictor", "SettlingPredictor"]
 
 
 class FailurePredictor(Protocol):
@@ -61,4 +61,18 @@ class RehearsingPredictor(Protocol):
 
     def fit(self, evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None = None) -> Self:
         """Learn from calibration evidence, the true classes (B,) int64, and evidence on changed inputs."""
+        ...
+
+
+@runtime_checkable
+class SettlingPredictor(Protocol):
+    """A failure predictor that tells after each version whether a further one is needed."""
+
+    def is_settled(self, evidence: Evidence, stage: int) -> Tensor:
+        """(B,) bool, whether the answers of the first `stage` versions need no further one.
+
+        Args:
+            evidence: of these versions.
+            stage: in [1, N].
+        """
         ...

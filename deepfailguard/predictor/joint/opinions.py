@@ -1,6 +1,7 @@
 """From logits and features to opinions: centred log-probabilities, as sharp as calibration inputs bear out."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,17 +44,25 @@ class Opinions:
         own: (B, N, K) float64, what each version says.
         second: (B, N, K) float64, what the head on its features says; zero without one.
         strangeness: (B, N) float64, log of the distance to the nearest class mean over the usual one.
+        answered: (B, N) bool, which versions answered.
     """
 
     plain: Tensor
     own: Tensor
     second: Tensor
     strangeness: Tensor
+    answered: Tensor
 
     @property
     def all(self) -> Tensor:
         """(B, 1 + 2 N, K) float64, the plain mean first."""
         return torch.cat([self.plain[:, None], self.own, self.second], 1)
+
+    def of_versions(self, columns: Sequence[int]) -> "Opinions":
+        """Those of some of the versions only."""
+        some = list(columns)
+        own, answered = self.own[:, some], self.answered[:, some]
+        return Opinions(_mean(own, answered), own, self.second[:, some], self.strangeness[:, some], answered)
 
     @classmethod
     def put(cls, parts: "list[tuple[Tensor, Opinions]]") -> "Opinions":
@@ -131,7 +140,9 @@ def listen(voices: list[Voice], evidence: Evidence, classes: int) -> Opinions:
         second.append(torch.where(answered[:, None], said, 0.0))
         strange.append(torch.where(answered, strangeness, 0.0))
     voted = torch.stack(own, 1)
-    return Opinions(_mean(voted, evidence.answered), voted, torch.stack(second, 1), torch.stack(strange, 1))
+    return Opinions(
+        _mean(voted, evidence.answered), voted, torch.stack(second, 1), torch.stack(strange, 1), evidence.answered
+    )
 
 
 def _mean(own: Tensor, answered: Tensor) -> Tensor:

@@ -5,18 +5,17 @@ from typing import Any, ClassVar, Final, Self
 import torch
 from torch import Tensor
 
-from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.predictor.checks import check_evidence, check_fitted
 from deepfailguard.predictor.joint.gate import Gate, fit_gate
 from deepfailguard.predictor.joint.heads import FeatureHead
-from deepfailguard.predictor.joint.opinions import Opinions, Voice, fit_voice, listen
+from deepfailguard.predictor.joint.hearing import Hearing, classes_of, hear
+from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
 from deepfailguard.predictor.joint.pooling import Freedom, Pool, choose_level, fit_pool
-from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need, Rehearsed
 
 __all__ = ["JointPredictor"]
 
-_FOLDS: Final = 4
 _ROBUST: Final = Freedom(0.1, 0.1)  # one weight for each opinion: corrections do not carry over to other changes
 _FAMILIAR: Final = 500  # calibration inputs among the rehearsed ones from which the robust pool learns
 
@@ -68,32 +67,27 @@ class JointPredictor:
         Raises:
             DataFormatError: the evidence holds no logits or no features, or a true class has no logit.
         """
-        check_calibration(evidence, truth)
-        classes = _classes(evidence)
-        if int(truth.max()) >= classes:
-            raise DataFormatError(
-                f"true classes go up to {int(truth.max())}, but there are logits of {classes} classes"
-            )
-        fold = torch.randperm(len(truth), generator=generator(0, "joint folds")) % min(_FOLDS, max(1, len(truth) // 2))
-        fitted = [_fit_voice(evidence, column, truth, classes, fold) for column in range(evidence.versions)]
-        self.voices_ = [voice for voice, _ in fitted]
-        folds = [list(voices) for voices in zip(*(voices for _, voices in fitted), strict=True)]
-        heard = _cross_listen(folds, evidence, fold, classes)
-        self.familiar_ = fit_pool(heard.all, truth, choose_level(heard.all, truth))
+        return self.learn(hear(evidence, truth, rehearsed if self.rehearse else None))
+
+    def learn(self, hearing: Hearing) -> Self:
+        """Learn from opinions on calibration inputs that were formed already; returns itself."""
+        usual = hearing.usual
+        self.voices_ = list(hearing.voices)
+        self.familiar_ = fit_pool(usual.all, hearing.truth, choose_level(usual.all, hearing.truth))
         self.robust_ = self.gate_ = None
-        self.calibration_size_ = len(truth)
-        if rehearsed is not None and self.rehearse and len(rehearsed.truth):
-            changed = _cross_listen(folds, rehearsed.evidence, fold[rehearsed.source], classes)
-            opinions = torch.cat([changed.all, heard.all[:_FAMILIAR]])
-            self.robust_ = fit_pool(opinions, torch.cat([rehearsed.truth, truth[:_FAMILIAR]]), _ROBUST)
-            self.gate_ = fit_gate(heard, changed)
+        self.calibration_size_ = len(hearing.truth)
+        if hearing.changed is not None and hearing.changed_truth is not None:
+            opinions = torch.cat([hearing.changed.all, usual.all[:_FAMILIAR]])
+            truth = torch.cat([hearing.changed_truth, hearing.truth[:_FAMILIAR]])
+            self.robust_ = fit_pool(opinions, truth, _ROBUST)
+            self.gate_ = fit_gate(usual, hearing.changed)
         return self
 
     def class_probability(self, evidence: Evidence) -> Tensor:
         """P(truth is class k | evidence), (B, K) float64."""
         familiar = check_fitted(self, self.familiar_)
         check_evidence(evidence, len(self.voices_))
-        classes = _classes(evidence)
+        classes = classes_of(evidence)
         if classes != len(familiar.bias):
             raise ConfigurationError(
                 f"the predictor was fitted on {len(familiar.bias)} classes, got logits of {classes}"
@@ -111,7 +105,7 @@ class JointPredictor:
         check_fitted(self, self.familiar_)
         if self.gate_ is None:
             return torch.zeros(len(evidence), dtype=torch.float64)
-        return self.gate_(listen(self.voices_, evidence, _classes(evidence)))
+        return self.gate_(listen(self.voices_, evidence, classes_of(evidence)))
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""
@@ -148,30 +142,6 @@ class JointPredictor:
         self.robust_ = _taken("robust", Pool, state) if "robust.weight" in state else None
         self.gate_ = _taken("gate", Gate, state) if "gate.slope" in state else None
         return self
-
-
-def _classes(evidence: Evidence) -> int:
-    if evidence.logits is None or evidence.features is None:
-        raise DataFormatError("this predictor needs evidence with logits and features; ask the versions for them")
-    return int(evidence.logits.shape[2])
-
-
-def _fit_voice(evidence: Evidence, column: int, truth: Tensor, classes: int, fold: Tensor) -> tuple[Voice, list[Voice]]:
-    assert evidence.logits is not None
-    assert evidence.features is not None
-    answered = evidence.answered[:, column]
-    folds = int(fold.max()) + 1
-    features = evidence.features[column]
-    if len(features) != len(truth) or not bool(answered.any()):
-        features = torch.zeros(len(truth), 0)
-    rows = answered.nonzero().squeeze(1)
-    return fit_voice(evidence.logits[rows, column], features[rows], truth[rows], classes, fold[rows], folds)
-
-
-def _cross_listen(folds: list[list[Voice]], evidence: Evidence, fold: Tensor, classes: int) -> Opinions:
-    """Opinions on inputs by the voices that were fitted without them (or what they were made of)."""
-    rows = [(fold == number).nonzero().squeeze(1) for number in range(len(folds))]
-    return Opinions.put([(r, listen(voices, evidence[r], classes)) for r, voices in zip(rows, folds, strict=True)])
 
 
 def _careful(pool: Pool, heard: Opinions) -> Tensor:

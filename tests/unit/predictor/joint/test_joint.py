@@ -195,7 +195,7 @@ def test_the_gate_knows_strangers() -> None:
         random = generator(0, purpose)
         own = torch.randn(200, 2, CLASSES, generator=random, dtype=torch.float64)
         strange = strangeness + 0.1 * torch.randn(200, 2, generator=random, dtype=torch.float64)
-        return Opinions(own[:, 0], own, own, strange)
+        return Opinions(own[:, 0], own, own, strange, torch.ones(200, 2, dtype=torch.bool))
 
     gate = fit_gate(heard(0.0, "usual"), heard(1.0, "changed"))
     assert gate(heard(0.0, "more")).mean() < 0.1

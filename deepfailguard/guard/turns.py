@@ -1,0 +1,54 @@
+"""Asking versions one after the other, each only about the inputs that still need it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.guard.asking import Answers, ask, evidence_of
+from deepfailguard.predictor.base import FailurePredictor, SettlingPredictor
+from deepfailguard.types import NO_ANSWER, Distances, Need
+from deepfailguard.versions.version import Version
+
+__all__ = ["ask_versions"]
+
+
+def ask_versions(
+    versions: Sequence[Version],
+    estimators: Sequence[DistanceEstimator | None],
+    images: Tensor,
+    predictor: FailurePredictor,
+) -> list[Answers]:
+    """The versions' answers to images (B, C, H, W); to inputs that they need not be asked about they have none."""
+    features = "features" in predictor.needs
+    if not isinstance(predictor, SettlingPredictor):
+        return [ask(v, e, images, features) for v, e in zip(versions, estimators, strict=True)]
+    left = torch.arange(len(images))
+    answers: list[Answers] = []
+    for stage, (version, estimator) in enumerate(zip(versions, estimators, strict=True), 1):
+        came = ask(version, estimator, images[left.to(images.device)], features)
+        answers.append(_placed(came, left, len(images)))
+        if len(left):
+            left = left[~_settled(answers, left, predictor, predictor.needs, stage)]
+    return answers
+
+
+def _settled(
+    answers: Sequence[Answers], left: Tensor, predictor: SettlingPredictor, needs: frozenset[Need], stage: int
+) -> Tensor:
+    return predictor.is_settled(evidence_of(answers, needs)[left], stage).cpu()
+
+
+def _placed(answers: Answers, rows: Tensor, total: int) -> Answers:
+    """Answers to some of B inputs in their places; the others have none."""
+    if len(rows) == total:
+        return answers
+    logits = answers.logits.new_zeros(total, answers.logits.shape[1])
+    features = answers.features.new_zeros(total, answers.features.shape[1])
+    given = answers.distances
+    labels = torch.full((total,), NO_ANSWER)
+    size, found = given.size.new_zeros(total), torch.zeros(total, dtype=torch.bool)
+    logits[rows], features[rows] = answers.logits, answers.features
+    labels[rows], size[rows], found[rows] = given.labels, given.size, given.found
+    return Answers(logits, features, Distances(labels, size, found), answers.health)

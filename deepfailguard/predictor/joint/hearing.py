@@ -1,0 +1,93 @@
+"""Hearing all versions on the calibration inputs, once: what every joint predictor learns from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import DataFormatError
+from deepfailguard.predictor.checks import check_calibration
+from deepfailguard.predictor.joint.opinions import Opinions, Voice, fit_voice, listen
+from deepfailguard.seeding import generator
+from deepfailguard.types import Evidence, Rehearsed
+
+__all__ = ["Hearing", "classes_of", "hear"]
+
+_FOLDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """Opinions of N versions on the calibration inputs, by voices that were fitted without the input in question.
+
+    Attributes:
+        voices: of the versions, fitted on all inputs, for later.
+        usual: on the M calibration inputs.
+        truth: (M,) int64.
+        changed: on the rehearsed inputs; None if there are none.
+        changed_truth: of these; None if there are none.
+    """
+
+    voices: tuple[Voice, ...]
+    usual: Opinions
+    truth: Tensor
+    changed: Opinions | None
+    changed_truth: Tensor | None
+
+    def of_versions(self, columns: Sequence[int]) -> "Hearing":
+        """What is heard of some of the versions only."""
+        changed = None if self.changed is None else self.changed.of_versions(columns)
+        voices = tuple(self.voices[column] for column in columns)
+        return Hearing(voices, self.usual.of_versions(columns), self.truth, changed, self.changed_truth)
+
+
+def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hearing:
+    """Fit the versions' voices and hear them.
+
+    Raises:
+        DataFormatError: the evidence holds no logits or no features, or a true class has no logit.
+    """
+    check_calibration(evidence, truth)
+    classes = classes_of(evidence)
+    if int(truth.max()) >= classes:
+        raise DataFormatError(f"true classes go up to {int(truth.max())}, but there are logits of {classes} classes")
+    fold = torch.randperm(len(truth), generator=generator(0, "joint folds")) % min(_FOLDS, max(1, len(truth) // 2))
+    fitted = [_fit_voice(evidence, column, truth, classes, fold) for column in range(evidence.versions)]
+    folds = [list(voices) for voices in zip(*(voices for _, voices in fitted), strict=True)]
+    changed = changed_truth = None
+    if rehearsed is not None and len(rehearsed.truth):
+        changed = _cross_listen(folds, rehearsed.evidence, fold[rehearsed.source], classes)
+        changed_truth = rehearsed.truth
+    usual = _cross_listen(folds, evidence, fold, classes)
+    return Hearing(tuple(voice for voice, _ in fitted), usual, truth, changed, changed_truth)
+
+
+def classes_of(evidence: Evidence) -> int:
+    """K.
+
+    Raises:
+        DataFormatError: the evidence holds no logits or no features.
+    """
+    if evidence.logits is None or evidence.features is None:
+        raise DataFormatError("this predictor needs evidence with logits and features; ask the versions for them")
+    return int(evidence.logits.shape[2])
+
+
+def _fit_voice(evidence: Evidence, column: int, truth: Tensor, classes: int, fold: Tensor) -> tuple[Voice, list[Voice]]:
+    assert evidence.logits is not None
+    assert evidence.features is not None
+    answered = evidence.answered[:, column]
+    folds = int(fold.max()) + 1
+    features = evidence.features[column]
+    if len(features) != len(truth) or not bool(answered.any()):
+        features = torch.zeros(len(truth), 0)
+    rows = answered.nonzero().squeeze(1)
+    return fit_voice(evidence.logits[rows, column], features[rows], truth[rows], classes, fold[rows], folds)
+
+
+def _cross_listen(folds: list[list[Voice]], evidence: Evidence, fold: Tensor, classes: int) -> Opinions:
+    """Opinions on inputs by the voices that were fitted without them (or what they were made of)."""
+    rows = [(fold == number).nonzero().squeeze(1) for number in range(len(folds))]
+    return Opinions.put([(r, listen(voices, evidence[r], classes)) for r, voices in zip(rows, folds, strict=True)])
