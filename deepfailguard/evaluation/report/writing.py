@@ -105,12 +105,14 @@ def write_study(
 
 
 def _pictures(evaluation: Evaluation, summary: Summary) -> list[Picture]:
-    return [
+    pictures = [
         draw("accuracy", partial(accuracy_picture, summary)),
         draw("reliability", partial(reliability_picture, evaluation)),
         draw("risk", partial(risk_picture, evaluation)),
-        draw("densities", partial(density_picture, evaluation)),
     ]
+    if bool(evaluation.evidence.found.any()):  # else nobody asked for distances
+        pictures.append(draw("densities", partial(density_picture, evaluation)))
+    return pictures
 
 
 def _defined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -186,3 +187,11 @@ def test_a_study_without_shares_says_that_it_has_no_picture(tmp_path: Path) -> N
 def test_an_empty_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="at least one row and one summary row, got 0 and 2"):
         write_study([], ROWS, "empty", tmp_path)
+
+
+def test_a_guard_that_asked_for_no_distances_has_no_chapter_on_them(evaluation: Evaluation, tmp_path: Path) -> None:
+    bare = replace(evaluation.evidence, found=torch.zeros_like(evaluation.evidence.found))
+    page = write_report(replace(evaluation, evidence=bare), tmp_path).read_text()
+    assert "Boundary distances" not in page
+    assert not (tmp_path / "pictures" / "densities.png").exists()
+    assert "Boundary distances" in write_report(evaluation, tmp_path).read_text()
