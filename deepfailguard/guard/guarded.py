@@ -97,7 +97,6 @@ class GuardedPredictor(nn.Module):
         classes: Sequence[str] | None = None,
         bounds: Bounds | None = None,
         cache: Path | None = None,
-        rehearsal: Rehearsal | None = None,
     ) -> Self:
         """Learn on calibration data when each version is wrong.
 
@@ -113,7 +112,6 @@ class GuardedPredictor(nn.Module):
             classes: K class names; "0".."K-1" if None.
             bounds: range of the input values; [0, 1] if None.
             cache: folder that keeps distances, so that fitting again (or going on after a kill) is cheap.
-            rehearsal: how calibration images are changed for a predictor that learns from that; all kinds if None.
 
         Raises:
             ConfigurationError: the decision wants more than the predictor tells.
@@ -136,7 +134,7 @@ class GuardedPredictor(nn.Module):
         evidence = gather(enrolled, estimators, data.images, predictor.needs)
         correct = evidence.labels == data.labels.cpu()[:, None]
         card = make_card(enrolled, names, bounds, data, correct)
-        learned = _learn(predictor, evidence, data, enrolled, rehearsal or Rehearsal(), bounds)
+        learned = _learn(predictor, evidence, data, enrolled, bounds)
         return cls(enrolled, SavedGuard(card, learned, decision, distance), cache)
 
     @torch.no_grad()
@@ -288,12 +286,12 @@ def _learn(
     evidence: Evidence,
     data: ImageSet,
     versions: Sequence[Version],
-    rehearsal: Rehearsal,
     bounds: Bounds,
 ) -> FailurePredictor:
     """The predictor, fitted; it rehearses if that is its way."""
     truth = data.labels.cpu()
     if isinstance(predictor, RehearsingPredictor) and predictor.rehearse and "distances" not in predictor.needs:
+        rehearsal = Rehearsal(inputs=predictor.rehearse)
         return predictor.fit(evidence, truth, rehearsed_evidence(versions, data, rehearsal, bounds, predictor.needs))
     return predictor.fit(evidence, truth)
 

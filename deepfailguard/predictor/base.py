@@ -15,13 +15,16 @@ class FailurePredictor(Protocol):
     `fit` learns into attributes that end in ``_``; `state` and `with_state` carry them to disk and back.
 
     Attributes:
-        needs: what evidence must hold besides the labels; what nobody needs is not computed.
         judges_alone: whether a version's failure probability depends on its own evidence only, so that
             fitting on many versions and selecting columns equals fitting on the selected ones.
     """
 
-    needs: ClassVar[frozenset[Need]]
     judges_alone: ClassVar[bool]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What evidence must hold besides the labels; what nobody needs is not computed."""
+        ...
 
     def fit(self, evidence: Evidence, truth: Tensor) -> Self:
         """Learn from calibration evidence and the true classes (B,) int64."""
@@ -54,10 +57,10 @@ class RehearsingPredictor(Protocol):
     """A failure predictor that also learns from changed calibration inputs.
 
     Attributes:
-        rehearse: whether it wants to.
+        rehearse: so many inputs of each kind of change, at most; 0 for none.
     """
 
-    rehearse: bool
+    rehearse: int
 
     def fit(self, evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None = None) -> Self:
         """Learn from calibration evidence, the true classes (B,) int64, and evidence on changed inputs."""

@@ -9,7 +9,7 @@ from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_evidence, check_fitted
 from deepfailguard.predictor.joint.hearing import Hearing, hear
 from deepfailguard.predictor.joint.pooling import choose_level, fit_pool
-from deepfailguard.predictor.joint.predictor import JointPredictor
+from deepfailguard.predictor.joint.predictor import REHEARSED, JointPredictor
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need, Rehearsed
 
@@ -32,7 +32,7 @@ class StagedPredictor:
 
     Args:
         tolerance: share of inputs that may be answered wrong for being asked less, in [0, 1).
-        rehearse: whether to use rehearsed inputs where they are given.
+        rehearse: so many inputs of each kind of change are rehearsed, at most (>= 0); 0 leaves the rehearsal out.
 
     Attributes:
         stages_: N predictors, of the first 1..N versions.
@@ -43,7 +43,7 @@ class StagedPredictor:
     needs: ClassVar[frozenset[Need]] = JointPredictor.needs
     judges_alone: ClassVar[bool] = False
 
-    def __init__(self, tolerance: float = 0.001, rehearse: bool = True) -> None:
+    def __init__(self, tolerance: float = 0.001, rehearse: int = REHEARSED) -> None:
         if not 0 <= tolerance < 1:
             raise ConfigurationError(f"tolerance must be in [0, 1), got {tolerance}")
         self.tolerance = tolerance

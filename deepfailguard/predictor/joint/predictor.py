@@ -14,7 +14,10 @@ from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
 from deepfailguard.predictor.joint.pooling import Freedom, Pool, choose_level, fit_pool
 from deepfailguard.types import Evidence, Need, Rehearsed
 
-__all__ = ["JointPredictor"]
+__all__ = ["REHEARSED", "JointPredictor"]
+
+REHEARSED: Final = 400
+"""Inputs of each kind of change, unless told otherwise."""
 
 _ROBUST: Final = Freedom(0.1, 0.1)  # one weight for each opinion: corrections do not carry over to other changes
 _FAMILIAR: Final = 500  # calibration inputs among the rehearsed ones from which the robust pool learns
@@ -35,7 +38,7 @@ class JointPredictor:
     Opinions of a version that did not answer count nothing; its failure probability is 1.
 
     Args:
-        rehearse: whether to use rehearsed inputs where they are given.
+        rehearse: so many inputs of each kind of change are rehearsed, at most (>= 0); 0 leaves the rehearsal out.
 
     Attributes:
         voices_: of the N versions.
@@ -48,7 +51,9 @@ class JointPredictor:
     needs: ClassVar[frozenset[Need]] = frozenset({"logits", "features"})
     judges_alone: ClassVar[bool] = False
 
-    def __init__(self, rehearse: bool = True) -> None:
+    def __init__(self, rehearse: int = REHEARSED) -> None:
+        if rehearse < 0:
+            raise ConfigurationError(f"rehearse must be at least 0, got {rehearse}")
         self.rehearse = rehearse
         self.voices_: list[Voice] = []
         self.familiar_: Pool | None = None

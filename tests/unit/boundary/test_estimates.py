@@ -9,12 +9,12 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.estimates.first_order import FirstOrderDistance
 from deepfailguard.boundary.estimates.last_layer import LastLayerDistance
 from deepfailguard.boundary.estimates.quality import compare
-from deepfailguard.versions.tapping import tapped
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.errors import ConfigurationError, WrongOutputError
 from deepfailguard.identity import describe, rebuild
 from deepfailguard.seeding import generator
 from deepfailguard.types import NO_ANSWER, Bounds, Distances
+from deepfailguard.versions.tapping import tapped
 from tests.examples import affine, bars, template_model
 from tests.trained import trained_on_bars
 

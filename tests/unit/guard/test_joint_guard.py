@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.errors import ConfigurationError
-from deepfailguard.faults.rehearsal import Rehearsal
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.predictor.kde import KdePredictor
 from tests.examples import CLASSES, bars, template_model
 
 CALIBRATION, TEST = bars(240, seed=3), bars(80, seed=4)
-FEW = Rehearsal(inputs=40)
+FEW = 40
 
 
 class Scrambled(nn.Module):
@@ -40,7 +39,7 @@ class Scrambled(nn.Module):
 @pytest.fixture(scope="module")
 def guard() -> GuardedPredictor:
     models = {"good": template_model(0, 0.1), "fair": template_model(1, 0.5), "scrambled": Scrambled()}
-    return GuardedPredictor.fit(models, CALIBRATION, rehearsal=FEW)
+    return GuardedPredictor.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=FEW))
 
 
 def _accuracy(labels: Tensor) -> float:
@@ -60,7 +59,7 @@ def test_it_asks_for_no_distances_and_tells_class_probabilities(guard: GuardedPr
 
 def test_it_answers_what_no_version_gave_where_all_last_layers_are_damaged() -> None:
     damaged = {f"scrambled {i}": Scrambled() for i in range(2)}
-    verdict = GuardedPredictor.fit(damaged, CALIBRATION, rehearsal=FEW)(TEST.images)
+    verdict = GuardedPredictor.fit(damaged, CALIBRATION, predictor=JointPredictor(rehearse=FEW))(TEST.images)
     assert _accuracy(verdict.version_labels[:, 0]) < 0.1
     assert _accuracy(verdict.labels) > 0.9
     ungiven = (verdict.labels[:, None] != verdict.version_labels).all(1)
@@ -103,7 +102,7 @@ def test_a_rule_that_wants_class_probabilities_is_refused_before_anything_is_ask
 
 def test_it_can_leave_the_rehearsal_out() -> None:
     models = {"good": template_model(0, 0.1), "fair": template_model(1, 0.5)}
-    plain = GuardedPredictor.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=False))
+    plain = GuardedPredictor.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=0))
     assert isinstance(plain.saved.predictor, JointPredictor)
     assert plain.saved.predictor.gate_ is None
 

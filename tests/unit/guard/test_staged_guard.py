@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepfailguard.faults.rehearsal import Rehearsal
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.predictor.staged import StagedPredictor
 from tests.examples import bars, template_model
@@ -33,8 +32,8 @@ class Counting(nn.Module):
 
 def _guard() -> tuple[GuardedPredictor, list[Counting]]:
     models = [Counting(0, 0.6), Counting(1, 0.6), Counting(2, 0.6)]
-    predictor = StagedPredictor(tolerance=0.0)
-    guard = GuardedPredictor.fit(models, bars(600, seed=3), predictor=predictor, rehearsal=Rehearsal(inputs=30))
+    predictor = StagedPredictor(tolerance=0.0, rehearse=30)
+    guard = GuardedPredictor.fit(models, bars(600, seed=3), predictor=predictor)
     for model in models:
         model.asked = 0
     return guard, models

@@ -1,0 +1,113 @@
+"""What the predictors share that tell the probability of every class: softmaxes that can be believed, and smoothing."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.predictor.joint.opinions import fit_sharpness
+from deepfailguard.types import Evidence
+
+__all__ = ["CalibratedSoftmax", "failure_of", "heard"]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibratedSoftmax:
+    """Each version's softmax, made as sharp as its calibration answers bear out ("temperature scaling", Guo 2017).
+
+    Attributes:
+        sharpness: (N,) float64 > 0, the factor of each version's logits: one over its temperature.
+        classes: K.
+        inputs: M, how many calibration inputs there were.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = ("sharpness", "classes", "inputs")
+
+    sharpness: Tensor
+    classes: int
+    inputs: int
+
+    @classmethod
+    def fit(cls, evidence: Evidence, truth: Tensor) -> Self:
+        """The sharpness with the smallest log loss; 1 for a version that never answered.
+
+        Args:
+            evidence: with logits, M inputs.
+            truth: (M,) int64 >= 0.
+
+        Raises:
+            DataFormatError: the evidence holds no logits, or a true class has none.
+        """
+        logits, said = _logits(evidence), heard(evidence)
+        if int(truth.max()) >= logits.shape[2]:
+            raise DataFormatError(
+                f"true classes go up to {int(truth.max())}, but there are logits of {logits.shape[2]} classes; "
+                "give truth and logits of the same data set"
+            )
+        target = truth.to(logits.device)
+        columns = [(logits[rows, column].double(), target[rows]) for column, rows in enumerate(said.unbind(1))]
+        sharpness = [fit_sharpness(scores, right) if len(right) else 1.0 for scores, right in columns]
+        return cls(torch.tensor(sharpness, dtype=torch.float64), logits.shape[2], len(truth))
+
+    def scaled(self, evidence: Evidence) -> Tensor:
+        """Logits times sharpness, (B, N, K) float64; zero where a version was not `heard`.
+
+        Raises:
+            ConfigurationError: logits of another number of classes than those of calibration.
+            DataFormatError: the evidence holds no logits.
+        """
+        logits = _logits(evidence)
+        if logits.shape[2] != self.classes:
+            raise ConfigurationError(
+                f"the predictor was fitted on {self.classes} classes, got logits of {logits.shape[2]}; "
+                "fit it again on the versions that you ask"
+            )
+        known = torch.where(heard(evidence)[:, :, None], logits.double(), 0.0)
+        return known * self.sharpness.to(logits.device)[:, None]
+
+    def log_probability(self, evidence: Evidence) -> Tensor:
+        """Class log-probabilities of each version, (B, N, K) float64; all the same where it was not `heard`."""
+        return self.scaled(evidence).log_softmax(2)
+
+    def smoothed(self, probability: Tensor) -> Tensor:
+        """Class probabilities (B, K), none below 1 / (K (M + 2)): M inputs cannot tell that one never occurs."""
+        unknown = 1 / (self.inputs + 2)
+        return (1 - unknown) * probability + unknown / self.classes
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as tensors under the names in `STATE`."""
+        return {
+            "sharpness": self.sharpness,
+            "classes": torch.tensor(self.classes),
+            "inputs": torch.tensor(self.inputs),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Self:
+        """Take back what `state` returned."""
+        return cls(state["sharpness"], int(state["classes"]), int(state["inputs"]))
+
+
+def heard(evidence: Evidence) -> Tensor:
+    """Which versions have a say: (B, N) bool, those that answered with logits that are all finite."""
+    return evidence.answered & _logits(evidence).isfinite().all(2)
+
+
+def failure_of(probability: Tensor, evidence: Evidence) -> Tensor:
+    """P(version's answer is wrong), (B, N) float64 in [0, 1], from class probabilities (B, K); 1 for no answer."""
+    right = probability.gather(1, evidence.labels.clamp_min(0))
+    return torch.where(evidence.answered, (1 - right).clamp(0, 1), 1.0)
+
+
+def _logits(evidence: Evidence) -> Tensor:
+    logits = evidence.logits
+    if logits is None:
+        raise DataFormatError("this predictor needs evidence with logits; ask the versions for them")
+    if logits.ndim != 3 or logits.shape[:2] != evidence.labels.shape:
+        raise DataFormatError(
+            f"logits must be {(*evidence.labels.shape, 'K')}, got {tuple(logits.shape)}; "
+            "give a row of logits for each version's answer to each input"
+        )
+    return logits

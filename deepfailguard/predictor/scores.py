@@ -1,0 +1,176 @@
+"""`ScoresPredictor`: each version judged alone, by what confidence, margin, distance and others say together."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final, Self, get_args
+
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.predictor.answer_scores import DISTANCE_SCORES, FEATURE_SCORES, SCORES, Score, score_columns
+from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted
+from deepfailguard.predictor.class_posterior import CalibratedSoftmax
+from deepfailguard.predictor.joint.heads import FeatureHead
+from deepfailguard.predictor.joint.opinions import Voice, fit_voice
+from deepfailguard.predictor.score_model import Calibrator, ScoreModel, fit_score_model
+from deepfailguard.seeding import generator
+from deepfailguard.types import Evidence, Need
+
+__all__ = ["ScoresPredictor"]
+
+_FOLDS: Final = 5
+
+
+class ScoresPredictor:
+    """P(wrong | scores of this answer), one small regression per version.
+
+    The scores and their formulas stand in `score_columns`. They are standardised; a score outside the range of
+    calibration counts as the nearest end; one that is missing (no distance found, a feature that is not finite)
+    counts as the mean, and that it is missing counts by itself. Scores of features come from a head that was fitted
+    on calibration inputs, and the regression learns from those of heads that did not see the input ("cross-fitted").
+
+    With n calibration answers of a version, its failure probability p becomes (n p + 1) / (n + 2): never 0, never 1.
+    A version that was never wrong, or never right, has the same p for all answers.
+
+    Args:
+        evidence: which scores, each once. The second opinion tells most of versions that a fault spoilt.
+        model: "logistic", or "isotonic", which sets a monotone step function upon the regression.
+        penalty: on half the squared slopes of the standardised scores, > 0.
+
+    Attributes:
+        softmax_: of the N versions.
+        models_: of the N versions.
+        voices_: heads on features; None each if no score of features was asked for.
+
+    Example:
+        >>> logits = torch.tensor([[[1.0, 0.0]], [[5.0, 0.0]], [[0.0, 1.0]], [[0.0, 6.0]]])
+        >>> found = torch.ones(4, 1, dtype=torch.bool)
+        >>> evidence = Evidence(logits.argmax(2), torch.ones(4, 1), found, logits)
+        >>> predictor = ScoresPredictor(("confidence",)).fit(evidence, torch.tensor([1, 0, 0, 1]))
+        >>> (predictor.failure_probability(evidence).flatten() > 0.5).tolist()
+        [True, False, True, False]
+    """
+
+    judges_alone: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        evidence: Sequence[Score] = ("confidence", "margin", "entropy", "energy", "second_opinion"),
+        model: Calibrator = "logistic",
+        penalty: float = 1.0,
+    ) -> None:
+        if not evidence or len(set(evidence)) != len(evidence) or not set(evidence) <= set(SCORES):
+            raise ConfigurationError(
+                f"evidence must be some of {', '.join(SCORES)}, each once, got {', '.join(evidence) or 'nothing'}"
+            )
+        if model not in get_args(Calibrator):
+            raise ConfigurationError(f"model must be one of {', '.join(get_args(Calibrator))}, got {model!r}")
+        if not 0 < penalty < float("inf"):
+            raise ConfigurationError(f"penalty must be > 0 and finite, got {penalty}")
+        self.evidence = evidence
+        self.model: Calibrator = model
+        self.penalty = penalty
+        self.softmax_: CalibratedSoftmax | None = None
+        self.models_: list[ScoreModel] = []
+        self.voices_: list[Voice | None] = []
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Logits, and what the scores need besides."""
+        wanted, extra = set(self.evidence), set[Need]()
+        extra |= {"distances"} if wanted & DISTANCE_SCORES else set()
+        extra |= {"features"} if wanted & FEATURE_SCORES else set()
+        return frozenset({"logits", *extra})
+
+    def fit(self, evidence: Evidence, truth: Tensor) -> Self:
+        """Learn from calibration evidence and the true classes (B,) int64.
+
+        Raises:
+            DataFormatError: the evidence lacks the logits or features that the scores need.
+        """
+        correct = check_calibration(evidence, truth)
+        self._check_features(evidence)
+        self.softmax_ = softmax = CalibratedSoftmax.fit(evidence, truth)
+        self.models_, self.voices_ = [], []
+        scaled = softmax.scaled(evidence)
+        for column in range(evidence.versions):
+            rows = evidence.answered[:, column].nonzero().squeeze(1)
+            answered, own = evidence[rows], scaled[rows, column]
+            voice, scores = self._cross_fitted(answered, column, own, truth.to(rows.device)[rows])
+            wrong = ~correct[rows, column].cpu()
+            self.models_.append(fit_score_model(scores, wrong, self.model, self.penalty))
+            self.voices_.append(voice)
+        return self
+
+    def failure_probability(self, evidence: Evidence) -> Tensor:
+        """P(version's answer is wrong | its scores), (B, N) float64 in [0, 1]; 1 where there is no answer."""
+        softmax = check_fitted(self, self.softmax_)
+        check_evidence(evidence, len(self.models_))
+        self._check_features(evidence)
+        scaled = softmax.scaled(evidence)
+        columns = [
+            model(score_columns(self.evidence, evidence, column, scaled[:, column], voice))
+            for column, (model, voice) in enumerate(zip(self.models_, self.voices_, strict=True))
+        ]
+        failure = torch.stack(columns, 1).to(evidence.labels.device)
+        return torch.where(evidence.answered, failure, 1.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was learned, as named tensors."""
+        tensors = check_fitted(self, self.softmax_).state()
+        for number, (model, voice) in enumerate(zip(self.models_, self.voices_, strict=True)):
+            tensors |= {f"model{number}.{name}": tensor for name, tensor in model.state().items()}
+            tensors |= {f"head{number}.{name}": tensor for name, tensor in _voice_state(voice).items()}
+        return tensors
+
+    def with_state(self, state: dict[str, Tensor]) -> Self:
+        """Take back what `state` returned; returns itself."""
+        try:
+            self.softmax_ = CalibratedSoftmax.from_state(state)
+            versions = range(len(self.softmax_.sharpness))
+            self.models_ = [ScoreModel.from_state(_below(f"model{number}.", state)) for number in versions]
+        except KeyError as error:
+            raise ConfigurationError(
+                f"ScoresPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
+                "pass what state() of the same class returned"
+            ) from error
+        self.voices_ = [_voice(_below(f"head{number}.", state)) for number in versions]
+        return self
+
+    def _check_features(self, evidence: Evidence) -> None:
+        if evidence.features is None and "features" in self.needs:
+            raise DataFormatError("the scores need evidence with features; ask the versions for them")
+
+    def _cross_fitted(
+        self, evidence: Evidence, column: int, scaled: Tensor, truth: Tensor
+    ) -> tuple[Voice | None, Tensor]:
+        """A version's head, and its scores by heads that did not see the input; all inputs were answered."""
+        wanted = self.evidence
+        if evidence.features is None or "features" not in self.needs or not len(truth):
+            return None, score_columns(wanted, evidence, column, scaled)
+        fold = torch.randperm(len(truth), generator=generator(0, "scores folds")) % min(_FOLDS, max(1, len(truth) // 2))
+        folds, features = int(fold.max()) + 1, evidence.features[column].cpu()
+        voice, others = fit_voice(scaled.cpu(), features, truth.cpu(), scaled.shape[1], fold, folds)
+        scores = torch.empty(len(truth), len(wanted), dtype=torch.float64)
+        for number, other in enumerate(others):
+            rows = (fold == number).nonzero().squeeze(1)
+            scores[rows] = score_columns(wanted, evidence[rows], column, scaled[rows], other)
+        return voice, scores
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _voice_state(voice: Voice | None) -> dict[str, Tensor]:
+    if voice is None or voice.head is None:
+        return {}
+    factors = torch.tensor([voice.head_sharpness, voice.usual], dtype=torch.float64)
+    return {"factors": factors, **{name: getattr(voice.head, name) for name in FeatureHead.__slots__}}
+
+
+def _voice(state: dict[str, Tensor]) -> Voice | None:
+    if "factors" not in state:
+        return None
+    head_sharpness, usual = state["factors"].tolist()
+    return Voice(1.0, FeatureHead(**{name: state[name] for name in FeatureHead.__slots__}), head_sharpness, usual)
