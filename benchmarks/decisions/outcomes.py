@@ -1,0 +1,172 @@
+"""Which rule is right on which input: for every ensemble, computed once and kept."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from benchmarks.decisions.ensembles import SETTINGS, Ensemble
+from benchmarks.decisions.evidence import PoolEvidence
+from benchmarks.decisions.images import CALIBRATION, NATURAL, RELATED, TEST, shifted_part
+from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guard, fit_rules
+from deepfailguard.errors import CorruptFileError
+from deepfailguard.evaluation.failure_prediction import expected_calibration_error
+from deepfailguard.evaluation.measures import oracle
+from deepfailguard.identity import digest
+from deepfailguard.progress import track
+from deepfailguard.store import load_tensors, save_tensors
+
+__all__ = ["ORACLE", "Outcome", "code_digest", "measure_pool", "some_of_each"]
+
+ORACLE: Final = "oracle"
+_UNDER_SHIFT: Final = (SOFT_VOTE, LOG_POOL)  # what the guard is held against there, beside the votes that learn nothing
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_CODE: Final = (  # what makes answers of evidence
+    "deepfailguard/predictor/joint/*.py",
+    *(f"deepfailguard/predictor/{name}.py" for name in ("answer_densities", "checks", "class_posterior", "density")),
+    *(f"deepfailguard/predictor/{name}.py" for name in ("dynamic_selection", "kde", "soft_vote", "stacking")),
+    "deepfailguard/decision/*.py",
+    *(f"benchmarks/decisions/{name}.py" for name in ("agreement", "evidence", "outcomes", "rules")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How all rules did with one ensemble on one part.
+
+    Attributes:
+        data: name of the data set.
+        seed: of pool and images.
+        setting: of the ensemble.
+        members: who answered, in words.
+        shift: of the inputs; None for usual ones.
+        right: by rule and for the oracle, (B,) bool.
+        ece: calibration error of the chosen answer's failure probability, by rule; only of rules that tell one.
+    """
+
+    data: str
+    seed: int
+    setting: str
+    members: tuple[str, ...]
+    shift: str | None
+    right: Mapping[str, Tensor] = field(repr=False)
+    ece: Mapping[str, float]
+
+    @property
+    def versions(self) -> int:
+        """How many answered: N."""
+        return len(self.members)
+
+    def accuracy(self, rule: str) -> float:
+        """Share of inputs on which a rule (or the oracle) is right."""
+        return float(self.right[rule].double().mean())
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One ensemble, to be measured on usual or on shifted inputs."""
+
+    pool: PoolEvidence = field(repr=False)
+    ensemble: Ensemble
+    shifts: tuple[str, ...]
+
+    def outcome(self, shift: str | None, right: Mapping[str, Tensor], ece: Mapping[str, float]) -> Outcome:
+        members = tuple(str(self.pool.members[number]) for number in self.ensemble.members)
+        return Outcome(self.pool.data, self.pool.seed, self.ensemble.setting, members, shift, right, ece)
+
+    @property
+    def parts(self) -> dict[str | None, str]:
+        return {shift: shifted_part(shift) for shift in self.shifts} if self.shifts else {None: TEST}
+
+    def made_of(self, code: str) -> dict[str, Any]:
+        parts = {name: part.images.fingerprint for name, part in self.pool.parts.items()}
+        versions = [self.pool.fingerprints[number] for number in self.ensemble.members]
+        distances = self.pool.distances_digest(self.ensemble.members)
+        return {"versions": versions, "parts": parts, "shifts": self.shifts, "distances": distances, "code": code}
+
+
+def measure_pool(
+    pool: PoolEvidence, ensembles: Sequence[Ensemble], shifted: Iterable[Ensemble], folder: Path, code: str
+) -> list[Outcome]:
+    """Measure ensembles of one pool; what an earlier run kept is not measured again.
+
+    Args:
+        pool: what its versions say.
+        ensembles: to measure on usual test inputs.
+        shifted: those of them to measure on shifted inputs as well.
+        folder: of what is kept.
+        code: `code_digest`: what other code measured is measured anew.
+    """
+    shifts = tuple(shift for shift in RELATED if shifted_part(shift) in pool.parts)
+    tasks = [_Task(pool, ensemble, ()) for ensemble in ensembles]
+    tasks += [_Task(pool, ensemble, shifts) for ensemble in shifted]
+    outcomes: list[Outcome] = []
+    for task in track(tasks, len(tasks), f"measuring ensembles of {pool.data}-{pool.seed}"):
+        path = folder / f"{digest(task.made_of(code))[:24]}.safetensors"
+        found = _kept(task, path)
+        if found is None:
+            found = list(_measure(task))
+            _keep(found, path)
+        outcomes += found
+    return outcomes
+
+
+def some_of_each(ensembles: Sequence[Ensemble], most: int) -> list[Ensemble]:
+    """The first few ensembles of every setting and size."""
+    groups = [(setting, size) for setting in SETTINGS for size in sorted({len(each.members) for each in ensembles})]
+    return [
+        each
+        for setting, size in groups
+        for each in [e for e in ensembles if e.setting == setting and len(e.members) == size][:most]
+    ]
+
+
+def code_digest() -> str:
+    """Of the code that turns evidence into answers: another digest, other answers."""
+    files = [path for pattern in _CODE for path in sorted(_ROOT.glob(pattern))]
+    return digest([path.read_text(encoding="utf-8") for path in files])
+
+
+def _measure(task: _Task) -> Iterator[Outcome]:
+    chosen, pool = task.ensemble.members, task.pool
+    evidence, truth = pool.of(CALIBRATION, chosen), pool.truth(CALIBRATION)
+    learning = _UNDER_SHIFT if task.shifts else tuple(LEARNING)
+    others = fit_rules(evidence, truth, pool.searched(CALIBRATION), learning)
+    guards: dict[frozenset[str], Any] = {}
+    for shift, part in task.parts.items():
+        without = RELATED[shift] if shift is not None else RELATED[NATURAL]
+        if without not in guards:  # the changes that a guard rehearsed must not be of the kind that is tested
+            guards[without] = fit_guard(evidence, truth, pool.rehearsed(chosen, without))
+        asked = pool.of(part, chosen)
+        yield _outcome(task, shift, pool.truth(part), asked.labels, {**others(asked), **guards[without](asked)})
+
+
+def _outcome(task: _Task, shift: str | None, truth: Tensor, labels: Tensor, answers: Mapping[str, Answers]) -> Outcome:
+    right = {rule: told.labels == truth for rule, told in answers.items()}
+    ece = {
+        rule: expected_calibration_error(told.failure_probability, ~right[rule])
+        for rule, told in answers.items()
+        if told.failure_probability is not None
+    }
+    right[ORACLE] = oracle(labels, truth)
+    return task.outcome(shift, right, ece)
+
+
+def _keep(outcomes: Sequence[Outcome], path: Path) -> None:
+    tensors = {f"{each.shift or ''}/{rule}": right for each in outcomes for rule, right in each.right.items()}
+    save_tensors(path, tensors, {"ece": {each.shift or "": dict(each.ece) for each in outcomes}})
+
+
+def _kept(task: _Task, path: Path) -> list[Outcome] | None:
+    try:
+        file = load_tensors(path)
+    except (FileNotFoundError, CorruptFileError):
+        return None
+    outcomes = []
+    for shift in task.parts:
+        start = f"{shift or ''}/"
+        right = {name.removeprefix(start): each for name, each in file.tensors.items() if name.startswith(start)}
+        outcomes.append(task.outcome(shift, right, file.metadata["ece"][shift or ""]))
+    return outcomes

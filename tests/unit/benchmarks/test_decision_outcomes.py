@@ -1,0 +1,128 @@
+"""Outcomes of the decision benchmark: measured once, kept, and never with the tested change rehearsed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.decisions import outcomes
+from benchmarks.decisions.ensembles import Ensemble
+from benchmarks.decisions.evidence import PoolEvidence, Said
+from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part, shifted_part
+from benchmarks.decisions.outcomes import ORACLE, Outcome, code_digest, measure_pool, some_of_each
+from benchmarks.decisions.pools import Member
+from benchmarks.decisions.rules import GUARD, MAJORITY, PAPER, POSTERIOR, RULES, SELECTIONS, STACKING, Answers
+from deepfailguard.data.base import ImageSet
+from deepfailguard.faults.rehearsal import KINDS
+from deepfailguard.seeding import generator
+from deepfailguard.types import Evidence, Rehearsed
+
+CLASSES = 3
+
+
+def pool_evidence(versions: int = 3) -> PoolEvidence:
+    """Versions whose logits are the truth and noise."""
+    names = [CALIBRATION, TEST, shifted_part("noise"), shifted_part("blur"), *map(rehearsed_part, KINDS)]
+    parts, said = {}, {}
+    for name in names:
+        random = generator(0, "parts", name)
+        count = 60 if name == CALIBRATION else 20
+        labels = torch.randint(CLASSES, (count,), generator=random)
+        source = torch.arange(count) if name.startswith("rehearsed") else None
+        parts[name] = Part(ImageSet(torch.rand(count, 1, 2, 2, generator=random), labels), source)
+        truth = torch.nn.functional.one_hot(labels, CLASSES)
+        logits = [2 * truth + torch.randn(count, CLASSES, generator=random) for _ in range(versions)]
+        distances = count if name in (CALIBRATION, TEST) else 0
+        said[name] = tuple(Said(x, x, x.amax(1).abs()[:distances], torch.ones(distances).bool()) for x in logits)
+    members = tuple(Member(f"family{number}", None) for number in range(versions))
+    return PoolEvidence("digits", 7, members, tuple("abc"[:versions]), parts, said)
+
+
+def measure(folder: Path, code: str = "code", shifted: bool = True) -> list[Outcome]:
+    ensembles = [Ensemble("sound", (0, 1)), Ensemble("sound", (0, 2))]
+    return measure_pool(pool_evidence(), ensembles, ensembles[:1] if shifted else [], folder, code)
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[Rehearsed]:
+    """What each guard that was fitted had rehearsed; guards that answer 0 in place of the real one, which is slow."""
+    seen = []
+
+    def fit(evidence: Evidence, truth: torch.Tensor, rehearsed: Rehearsed) -> object:
+        def answer(asked: Evidence) -> Mapping[str, Answers]:
+            return {GUARD: Answers(asked.labels[:, 0], torch.zeros(len(asked), dtype=torch.float64))}
+
+        seen.append(rehearsed)
+        return answer
+
+    monkeypatch.setattr(outcomes, "fit_guard", fit)
+    return seen
+
+
+def test_all_rules_are_measured_on_usual_and_shifted_inputs(tmp_path: Path) -> None:
+    usual, other, noise, blur = measure(tmp_path)
+    assert set(usual.right) == {*RULES, ORACLE}
+    assert set(noise.right) == {*RULES, ORACLE} - {PAPER, STACKING, POSTERIOR, *SELECTIONS}
+    assert (usual.shift, other.shift, noise.shift, blur.shift) == (None, None, "noise", "blur")
+    assert usual.members == ("family0", "family1")
+    assert usual.versions == 2
+    assert usual.accuracy(ORACLE) >= usual.accuracy(MAJORITY)
+    assert set(usual.ece) >= {GUARD, PAPER}
+    assert MAJORITY not in usual.ece
+
+
+def test_what_was_measured_is_kept(tmp_path: Path, guards: list[Rehearsed]) -> None:
+    first = measure(tmp_path)
+    fitted = len(guards)
+    again = measure(tmp_path)
+    assert len(guards) == fitted
+    for one, other in zip(first, again, strict=True):
+        assert (one.members, one.shift, one.ece) == (other.members, other.shift, other.ece)
+        assert {rule: right.tolist() for rule, right in one.right.items()} == {
+            rule: right.tolist() for rule, right in other.right.items()
+        }
+
+
+def test_other_code_measures_anew(tmp_path: Path, guards: list[Rehearsed]) -> None:
+    measure(tmp_path, "code", shifted=False)
+    measure(tmp_path, "other code", shifted=False)
+    assert len(guards) == 4
+
+
+def test_a_damaged_file_is_measured_anew(tmp_path: Path, guards: list[Rehearsed]) -> None:
+    measure(tmp_path, shifted=False)
+    next(tmp_path.iterdir()).write_bytes(b"torn")
+    measure(tmp_path, shifted=False)
+    assert len(guards) == 3
+
+
+def test_the_tested_change_is_not_rehearsed(tmp_path: Path, guards: list[Rehearsed]) -> None:
+    pool = pool_evidence()
+    measure(tmp_path)
+    usual, _, noise, blur = guards
+    everything = pool.rehearsed((0, 1), frozenset())
+    assert torch.equal(usual.truth, everything.truth)
+    assert torch.equal(noise.truth, pool.rehearsed((0, 1), frozenset({"noise"})).truth)
+    assert torch.equal(blur.truth, pool.rehearsed((0, 1), frozenset({"blur"})).truth)
+    assert len(noise.truth) < len(everything.truth)
+
+
+def test_some_of_each_setting_and_size() -> None:
+    ensembles = [Ensemble(setting, (0, other)) for setting in ("sound", "mixed") for other in (1, 2, 3)]
+    ensembles += [Ensemble("sound", (0, 1, 2))]
+    chosen = some_of_each(ensembles, 2)
+    assert [(each.setting, each.members) for each in chosen] == [
+        ("sound", (0, 1)),
+        ("sound", (0, 2)),
+        ("sound", (0, 1, 2)),
+        ("mixed", (0, 1)),
+        ("mixed", (0, 2)),
+    ]
+
+
+def test_the_digest_is_of_code_that_exists() -> None:
+    root = outcomes._ROOT
+    missing = [pattern for pattern in outcomes._CODE if not list(root.glob(pattern))]
+    assert not missing
+    assert code_digest() == code_digest()
