@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, binom
+from scipy.special import bdtr, betaincinv  # scipy.stats would take seconds to import
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
@@ -138,7 +138,7 @@ def bound_risk(failure_probability: Tensor, wrong: Tensor, *, risk: float, confi
         return RiskBound(risk, confidence, ANSWER_NOTHING, len(wrong), 0, 0, 1.0)
     last = passed[-1]
     answered, errors = int(steps.answered[last]), int(steps.errors[last])
-    bound = float(beta.ppf(1 - levels[last], errors + 1, answered - errors))
+    bound = float(betaincinv(errors + 1, answered - errors, 1 - levels[last]))
     return RiskBound(risk, confidence, float(steps.value[last]), len(wrong), answered, errors, bound)
 
 
@@ -191,7 +191,7 @@ class _Steps:
 def _passed(steps: _Steps, starts: NDArray[np.int64], share: float, risk: float) -> NDArray[np.float64]:
     """The level at which each step passed its test, (M,) float64; 0 where it did not, or was not reached."""
     gained = _gained(steps, starts, share, risk)
-    tails = binom.cdf(steps.errors, steps.answered, risk)
+    tails = bdtr(steps.errors, steps.answered, risk)
     levels = np.zeros(len(tails))
     level = 0.0
     for step, tail in enumerate(tails):
@@ -208,7 +208,7 @@ def _gained(steps: _Steps, starts: NDArray[np.int64], share: float, risk: float)
     before = np.where(step > 0, steps.answered[step - 1], 0)
     errors_before = np.where(step > 0, steps.errors[step - 1], 0)
     tied_errors = np.minimum(steps.errors[step] - errors_before, starts - 1 - before)
-    tails = binom.cdf(errors_before + tied_errors, starts - 1, risk)
+    tails = bdtr(errors_before + tied_errors, starts - 1, risk)
     gained = np.zeros(len(steps.value))
     np.add.at(gained, step, share * (tails <= share))
     return gained
