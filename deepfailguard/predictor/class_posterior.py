@@ -1,16 +1,32 @@
 """What the predictors share that tell the probability of every class: softmaxes that can be believed, and smoothing."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.predictor.joint.opinions import fit_sharpness
 from deepfailguard.types import Evidence
 
-__all__ = ["CalibratedSoftmax", "failure_of", "heard"]
+__all__ = [
+    "FLOOR",
+    "CalibratedSoftmax",
+    "failure_of",
+    "fit_sharpness",
+    "heard",
+    "log_loss",
+    "logits_of",
+    "opinion",
+    "smoothed",
+]
+
+FLOOR: Final = -12.0
+"""Log-probability below which nothing counts: else a version that is wrongly sure would outvote all others."""
+
+_SHARPEST: Final = 1e3  # and its inverse: the range of sharpness
+_GRID, _ROUNDS = 25, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +56,7 @@ class CalibratedSoftmax:
         Raises:
             DataFormatError: the evidence holds no logits, or a true class has none.
         """
-        logits, said = _logits(evidence), heard(evidence)
+        logits, said = logits_of(evidence), heard(evidence)
         if int(truth.max()) >= logits.shape[2]:
             raise DataFormatError(
                 f"true classes go up to {int(truth.max())}, but there are logits of {logits.shape[2]} classes; "
@@ -58,7 +74,7 @@ class CalibratedSoftmax:
             ConfigurationError: logits of another number of classes than those of calibration.
             DataFormatError: the evidence holds no logits.
         """
-        logits = _logits(evidence)
+        logits = logits_of(evidence)
         if logits.shape[2] != self.classes:
             raise ConfigurationError(
                 f"the predictor was fitted on {self.classes} classes, got logits of {logits.shape[2]}; "
@@ -70,11 +86,6 @@ class CalibratedSoftmax:
     def log_probability(self, evidence: Evidence) -> Tensor:
         """Class log-probabilities of each version, (B, N, K) float64; all the same where it was not `heard`."""
         return self.scaled(evidence).log_softmax(2)
-
-    def smoothed(self, probability: Tensor) -> Tensor:
-        """Class probabilities (B, K), none below 1 / (K (M + 2)): M inputs cannot tell that one never occurs."""
-        unknown = 1 / (self.inputs + 2)
-        return (1 - unknown) * probability + unknown / self.classes
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors under the names in `STATE`."""
@@ -92,7 +103,7 @@ class CalibratedSoftmax:
 
 def heard(evidence: Evidence) -> Tensor:
     """Which versions have a say: (B, N) bool, those that answered with logits that are all finite."""
-    return evidence.answered & _logits(evidence).isfinite().all(2)
+    return evidence.answered & logits_of(evidence).isfinite().all(2)
 
 
 def failure_of(probability: Tensor, evidence: Evidence) -> Tensor:
@@ -101,7 +112,42 @@ def failure_of(probability: Tensor, evidence: Evidence) -> Tensor:
     return torch.where(evidence.answered, (1 - right).clamp(0, 1), 1.0)
 
 
-def _logits(evidence: Evidence) -> Tensor:
+def opinion(log_probabilities: Tensor) -> Tensor:
+    """Log-probabilities (B, K), not below a floor, less their mean."""
+    kept = log_probabilities.clamp_min(FLOOR)
+    return kept - kept.mean(1, keepdim=True)
+
+
+def fit_sharpness(scores: Tensor, truth: Tensor) -> float:
+    """The factor > 0 of scores (M, K) whose softmax has the smallest log loss (one over the "temperature")."""
+    low, high = -math.log(_SHARPEST), math.log(_SHARPEST)
+    best = 0.0  # the logarithm of the factor
+    for _ in range(_ROUNDS):
+        grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
+        losses = [log_loss(scores * float(value), truth) for value in grid.exp()]
+        best = float(grid[int(torch.tensor(losses).argmin())])
+        step = (high - low) / (_GRID - 1)
+        low, high = best - step, best + step
+    return math.exp(best)
+
+
+def log_loss(scores: Tensor, truth: Tensor) -> float:
+    """Mean log loss of the softmax of scores (M, K) for classes (M,)."""
+    return float(torch.nn.functional.cross_entropy(scores, truth))
+
+
+def smoothed(probability: Tensor, inputs: int) -> Tensor:
+    """Class probabilities (B, K), none below 1 / (K (M + 2)): M inputs cannot tell that one never occurs."""
+    unknown = 1 / (inputs + 2)
+    return (1 - unknown) * probability + unknown / probability.shape[1]
+
+
+def logits_of(evidence: Evidence) -> Tensor:
+    """The logits (B, N, K).
+
+    Raises:
+        DataFormatError: there are none, or of another shape.
+    """
     logits = evidence.logits
     if logits is None:
         raise DataFormatError("this predictor needs evidence with logits; ask the versions for them")

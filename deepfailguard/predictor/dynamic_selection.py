@@ -8,8 +8,7 @@ from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted, check_state
-from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, heard
-from deepfailguard.predictor.joint.opinions import fit_sharpness
+from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, fit_sharpness, heard, smoothed
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need
 
@@ -18,7 +17,7 @@ __all__ = ["Bank", "DynamicSelectionPredictor", "SelectionMethod", "selection_vo
 SelectionMethod = Literal["ola", "knora_u", "knora_e", "des_p"]
 
 _CHUNK: Final = 512  # inputs that are compared with the bank at once
-_REHEARSED: Final = 2000  # calibration inputs of which the sharpness of the votes is learned
+_TRIED: Final = 2000  # calibration inputs of which the sharpness of the votes is learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class DynamicSelectionPredictor:
         self.bank_ = Bank(_points(self.softmax_, evidence), correct & evidence.answered)
         self.power_ = 1.0
         if len(truth) > 1:
-            rows = torch.randperm(len(truth), generator=generator(0, "dynamic selection"))[:_REHEARSED]
+            rows = torch.randperm(len(truth), generator=generator(0, "dynamic selection"))[:_TRIED]
             rows = rows.to(evidence.labels.device)
             logs = self._log_shares(self.softmax_, self.bank_, evidence[rows], rows)
             self.power_ = fit_sharpness(logs, truth.to(rows.device)[rows])
@@ -122,7 +121,7 @@ class DynamicSelectionPredictor:
         """P(truth is class k | evidence), (B, K) float64."""
         softmax, bank = check_fitted(self, self.softmax_), check_fitted(self, self.bank_)
         check_evidence(evidence, len(softmax.sharpness))
-        return softmax.smoothed((self._log_shares(softmax, bank, evidence, None) * self.power_).softmax(1))
+        return smoothed((self._log_shares(softmax, bank, evidence, None) * self.power_).softmax(1), softmax.inputs)
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""

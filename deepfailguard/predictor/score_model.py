@@ -1,7 +1,7 @@
 """From several scores of an answer, some of them missing, to the probability that it is wrong."""
 
-from dataclasses import dataclass
-from typing import Final, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -54,15 +54,6 @@ class ScoreModel:
         standard = (scores.clamp(self.low, self.high) - self.mean) / self.scale
         return torch.cat([torch.where(missing, 0.0, standard), missing.double()], 1)
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything, as tensors under the names of the attributes."""
-        return {name: getattr(self, name).contiguous() for name in self.__slots__}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Self:
-        """Take back what `state` returned."""
-        return cls(**{name: state[name] for name in cls.__slots__})
-
 
 def fit_score_model(scores: Tensor, wrong: Tensor, kind: Calibrator, penalty: float) -> ScoreModel:
     """Learn from n calibration answers; n may be 0.
@@ -75,20 +66,19 @@ def fit_score_model(scores: Tensor, wrong: Tensor, kind: Calibrator, penalty: fl
         kind: "isotonic" sets a monotone step function (pool adjacent violators) upon the regression's log odds.
         penalty: > 0 on half the squared slopes.
     """
-    low, high, mean, scale = _ranges(scores)
-    zero = torch.zeros((), dtype=torch.float64)
-    nothing = torch.zeros(0, 2, dtype=torch.float64)
-    answers = torch.tensor(float(len(wrong)), dtype=torch.float64)
-    flat = torch.zeros(2 * scores.shape[1], dtype=torch.float64)
-    model = ScoreModel(low, high, mean, scale, flat, zero, nothing, answers)
+    none = torch.zeros((), dtype=torch.float64)
+    model = ScoreModel(
+        *_ranges(scores),
+        slope=torch.zeros(2 * scores.shape[1], dtype=torch.float64),
+        offset=none,
+        steps=torch.zeros(0, 2, dtype=torch.float64),
+        answers=none + len(wrong),
+    )
     if bool(wrong.all()) or not bool(wrong.any()):
-        certain = torch.inf if bool(wrong.any()) else -torch.inf
-        return ScoreModel(low, high, mean, scale, flat, zero + certain, nothing, answers)
+        return replace(model, offset=none + (torch.inf if bool(wrong.any()) else -torch.inf))
     slope, offset = _regressed(model._columns(scores), wrong, penalty)
-    model = ScoreModel(low, high, mean, scale, slope, offset, nothing, answers)
-    if kind == "logistic":
-        return model
-    return ScoreModel(low, high, mean, scale, slope, offset, _steps(model.log_odds(scores), wrong), answers)
+    model = replace(model, slope=slope, offset=offset)
+    return model if kind == "logistic" else replace(model, steps=_steps(model.log_odds(scores), wrong))
 
 
 def _ranges(scores: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

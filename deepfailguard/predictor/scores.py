@@ -10,9 +10,9 @@ from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.predictor.answer_scores import DISTANCE_SCORES, FEATURE_SCORES, SCORES, Score, score_columns
 from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted
 from deepfailguard.predictor.class_posterior import CalibratedSoftmax
-from deepfailguard.predictor.joint.heads import FeatureHead
 from deepfailguard.predictor.joint.opinions import Voice, fit_voice
 from deepfailguard.predictor.score_model import Calibrator, ScoreModel, fit_score_model
+from deepfailguard.predictor.states import below, record_of, tensors_of, under
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need
 
@@ -119,8 +119,8 @@ class ScoresPredictor:
         """What was learned, as named tensors."""
         tensors = check_fitted(self, self.softmax_).state()
         for number, (model, voice) in enumerate(zip(self.models_, self.voices_, strict=True)):
-            tensors |= {f"model{number}.{name}": tensor for name, tensor in model.state().items()}
-            tensors |= {f"head{number}.{name}": tensor for name, tensor in _voice_state(voice).items()}
+            tensors |= under(f"model{number}", tensors_of(model))
+            tensors |= {} if voice is None else under(f"voice{number}", voice.state())
         return tensors
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
@@ -128,13 +128,14 @@ class ScoresPredictor:
         try:
             self.softmax_ = CalibratedSoftmax.from_state(state)
             versions = range(len(self.softmax_.sharpness))
-            self.models_ = [ScoreModel.from_state(_below(f"model{number}.", state)) for number in versions]
+            self.models_ = [record_of(ScoreModel, below(f"model{number}", state)) for number in versions]
         except KeyError as error:
             raise ConfigurationError(
                 f"ScoresPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
                 "pass what state() of the same class returned"
             ) from error
-        self.voices_ = [_voice(_below(f"head{number}.", state)) for number in versions]
+        voices = [below(f"voice{number}", state) for number in versions]
+        self.voices_ = [Voice.from_state(voice) if voice else None for voice in voices]
         return self
 
     def _check_features(self, evidence: Evidence) -> None:
@@ -156,21 +157,3 @@ class ScoresPredictor:
             rows = (fold == number).nonzero().squeeze(1)
             scores[rows] = score_columns(wanted, evidence[rows], column, scaled[rows], other)
         return voice, scores
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _voice_state(voice: Voice | None) -> dict[str, Tensor]:
-    if voice is None or voice.head is None:
-        return {}
-    factors = torch.tensor([voice.head_sharpness, voice.usual], dtype=torch.float64)
-    return {"factors": factors, **{name: getattr(voice.head, name) for name in FeatureHead.__slots__}}
-
-
-def _voice(state: dict[str, Tensor]) -> Voice | None:
-    if "factors" not in state:
-        return None
-    head_sharpness, usual = state["factors"].tolist()
-    return Voice(1.0, FeatureHead(**{name: state[name] for name in FeatureHead.__slots__}), head_sharpness, usual)

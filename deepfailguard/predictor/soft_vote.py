@@ -13,14 +13,19 @@ from deepfailguard.predictor.checks import (
     check_state,
     count_answers,
 )
-from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, heard
-from deepfailguard.predictor.joint.opinions import fit_sharpness
+from deepfailguard.predictor.class_posterior import (
+    FLOOR,
+    CalibratedSoftmax,
+    failure_of,
+    fit_sharpness,
+    heard,
+    smoothed,
+)
 from deepfailguard.types import Evidence, Need
 
 __all__ = ["SoftVotePredictor"]
 
 _SMALLEST: Final = torch.finfo(torch.float64).tiny
-_FLOOR: Final = -12.0  # log-probability; lower ones would let one version that is wrongly sure outvote all others
 
 
 class SoftVotePredictor:
@@ -79,7 +84,7 @@ class SoftVotePredictor:
         """P(truth is class k | evidence), (B, K) float64."""
         softmax, weight = check_fitted(self, self.softmax_), check_fitted(self, self.weight_)
         check_evidence(evidence, len(weight))
-        return softmax.smoothed((self._log_pool(softmax, weight, evidence) * self.power_).softmax(1))
+        return smoothed((self._log_pool(softmax, weight, evidence) * self.power_).softmax(1), softmax.inputs)
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""
@@ -103,6 +108,6 @@ class SoftVotePredictor:
         share = heard(evidence) * weight.to(log_probability.device)
         if self.pool == "log":
             share = share / share.sum(1, keepdim=True).clamp_min(_SMALLEST)
-            return (log_probability.clamp_min(_FLOOR) * share[:, :, None]).sum(1)
+            return (log_probability.clamp_min(FLOOR) * share[:, :, None]).sum(1)
         # Where nobody is heard all classes have the same tiny sum.
         return (log_probability.exp() * share[:, :, None]).sum(1).clamp_min(_SMALLEST).log()

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted, check_state
-from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, heard
-from deepfailguard.predictor.joint.opinions import opinion
+from deepfailguard.predictor.class_posterior import FLOOR, CalibratedSoftmax, failure_of, heard, opinion, smoothed
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need
 
@@ -19,7 +18,6 @@ _PENALTIES: Final = (100.0, 30.0, 10.0, 3.0, 1.0)
 _FOLDS: Final = 3
 _FEW: Final = 10 * _FOLDS  # below so many inputs there is nothing to choose by
 _ITERATIONS: Final = 200
-_SURE: Final = -12.0  # log-probability of the other classes where a made-up version is sure of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class StackingPredictor:
         """P(truth is class k | evidence), (B, K) float64."""
         softmax, regression = check_fitted(self, self.softmax_), check_fitted(self, self.regression_)
         check_evidence(evidence, len(softmax.sharpness))
-        return softmax.smoothed(regression.log_probability(_columns(softmax, evidence)).exp())
+        return smoothed(regression.log_probability(_columns(softmax, evidence)).exp(), softmax.inputs)
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""
@@ -118,7 +116,7 @@ def fit_regression(columns: Tensor, truth: Tensor, classes: int, penalty: float)
     if classes == 1:
         return Regression(columns.new_zeros(columns.shape[1], 1), columns.new_zeros(1))
     unseen = (torch.bincount(truth, minlength=classes) == 0).nonzero().squeeze(1)
-    made_up = opinion(torch.where(torch.eye(classes, dtype=torch.bool), 0.0, _SURE).to(columns))[unseen]
+    made_up = opinion(torch.where(torch.eye(classes, dtype=torch.bool), 0.0, FLOOR).to(columns))[unseen]
     inputs = torch.cat([columns, made_up.repeat(1, columns.shape[1] // classes)])
     model = LogisticRegression(C=1 / penalty, max_iter=_ITERATIONS)
     model.fit(inputs.numpy(), torch.cat([truth, unseen]).numpy())

@@ -1,5 +1,6 @@
 """Asking one version after the other, and no more of them than the answer needs."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Final, Self
 
 import torch
@@ -7,9 +8,11 @@ from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_evidence, check_fitted
+from deepfailguard.predictor.class_posterior import failure_of
 from deepfailguard.predictor.joint.hearing import Hearing, hear
-from deepfailguard.predictor.joint.pooling import choose_level, fit_pool
+from deepfailguard.predictor.joint.pooling import Freedom
 from deepfailguard.predictor.joint.predictor import REHEARSED, JointPredictor
+from deepfailguard.predictor.states import below, under
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need, Rehearsed
 
@@ -57,7 +60,7 @@ class StagedPredictor:
         heard = hear(evidence, truth, rehearsed if self.rehearse else None)
         hearings = [heard.of_versions(range(count)) for count in range(1, evidence.versions + 1)]
         self.stages_ = [JointPredictor(self.rehearse).learn(hearing) for hearing in hearings]
-        failure, right = _tried_out(hearings)
+        failure, right = _tried_out(hearings, [stage.level_ for stage in self.stages_])
         self.thresholds_, self.expected_versions_ = choose_thresholds(failure, right, self.tolerance)
         return self
 
@@ -89,8 +92,7 @@ class StagedPredictor:
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong), (B, N) float64 in [0, 1]; 1 where there is no answer."""
-        right = self.class_probability(evidence).gather(1, evidence.labels.clamp_min(0))
-        return torch.where(evidence.answered, (1 - right).clamp(0, 1), 1.0)
+        return failure_of(self.class_probability(evidence), evidence)
 
     def state(self) -> dict[str, Tensor]:
         """What was learned, as named tensors."""
@@ -100,7 +102,7 @@ class StagedPredictor:
             "expected_versions": torch.tensor(self.expected_versions_, dtype=torch.float64),
         }
         for number, predictor in enumerate(self.stages_):
-            tensors |= {f"stage{number}.{name}": tensor for name, tensor in predictor.state().items()}
+            tensors |= under(f"stage{number}", predictor.state())
         return tensors
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
@@ -113,14 +115,14 @@ class StagedPredictor:
         self.thresholds_ = state["thresholds"]
         self.expected_versions_ = float(state["expected_versions"])
         self.stages_ = [
-            JointPredictor(self.rehearse).with_state(_below(f"stage{number}.", state))
+            JointPredictor(self.rehearse).with_state(below(f"stage{number}", state))
             for number in range(int(state["stages"]))
         ]
         return self
 
 
-def _tried_out(hearings: list[Hearing]) -> tuple[Tensor, Tensor]:
-    """Failure probability and whether right, (M, N), of each stage's answer, by pools that did not see the input.
+def _tried_out(hearings: Sequence[Hearing], levels: Sequence[Freedom | None]) -> tuple[Tensor, Tensor]:
+    """Failure probability and whether right, (M, N), of each stage's answer, by predictors that did not see the input.
 
     With too few inputs to try anything out, (0, N).
     """
@@ -130,12 +132,10 @@ def _tried_out(hearings: list[Hearing]) -> tuple[Tensor, Tensor]:
     if len(truth) < _LEAST:
         return failure[:0], right[:0]
     fold = torch.randperm(len(truth), generator=generator(0, "staged folds")) % _FOLDS
-    for stage, hearing in enumerate(hearings):
-        opinions = hearing.usual.all
-        level = choose_level(opinions, truth)
+    for stage, (hearing, level) in enumerate(zip(hearings, levels, strict=True)):
         for number in range(_FOLDS):
             held = fold == number
-            told = fit_pool(opinions[~held], truth[~held], level).log_probability(opinions[held]).exp()
+            told = JointPredictor().learn(hearing.take(~held), level).judge(hearing.usual[held])
             failure[held, stage] = 1 - told.amax(1)
             right[held, stage] = told.argmax(1) == truth[held]
     return failure, right
@@ -184,7 +184,3 @@ def _cheapest(failure: Tensor, right: Tensor, price: float) -> Tensor:
         settled = failure[:, stage] <= thresholds[stage]
         later = torch.where(settled, (~right[:, stage]).double(), later + price)
     return thresholds
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

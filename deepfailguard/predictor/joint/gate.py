@@ -30,8 +30,12 @@ class Gate:
     offset: Tensor
 
     def __call__(self, opinions: Opinions) -> Tensor:
-        """(B,) float64 in (0, 1): the probability of a changed input, where half of the inputs are changed ones."""
-        return (((signs(opinions) - self.mean) / self.scale) @ self.slope + self.offset).sigmoid()
+        """(B,) float64 in (0, 1): the probability of a changed input, where half of the inputs are changed ones.
+
+        A version that has no say counts as usual: that it is missing says nothing of the input.
+        """
+        standard = torch.where(_known(opinions), (signs(opinions) - self.mean) / self.scale, 0.0)
+        return (standard @ self.slope + self.offset).sigmoid()
 
 
 def signs(opinions: Opinions) -> Tensor:
@@ -41,11 +45,17 @@ def signs(opinions: Opinions) -> Tensor:
     together the entropy of the mean answer and the share of pairs that disagree.
     """
     own, second = opinions.own.softmax(2), opinions.second.softmax(2)
-    mean = own.mean(1)
-    entropy = -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum(1, keepdim=True)
-    labels = own.argmax(2)
-    apart = (labels[:, :, None] != labels[:, None, :]).double().mean((1, 2))[:, None]
+    entropy = torch.special.entr(opinions.plain.softmax(1)).sum(1, keepdim=True)
+    labels, both = own.argmax(2), opinions.heard[:, :, None] & opinions.heard[:, None, :]
+    differ = (labels[:, :, None] != labels[:, None, :]) & both
+    apart = (differ.sum((1, 2)) / both.sum((1, 2)).clamp_min(1))[:, None]
     return torch.cat([opinions.strangeness, own.amax(2), (own - second).abs().sum(2), entropy, apart], 1)
+
+
+def _known(opinions: Opinions) -> Tensor:
+    """(B, 3 N + 2) bool, which of the signs tell anything."""
+    anybody = opinions.heard.any(1, keepdim=True)
+    return torch.cat([opinions.heard.repeat(1, 3), anybody, anybody], 1)
 
 
 def fit_gate(usual: Opinions, changed: Opinions) -> Gate:

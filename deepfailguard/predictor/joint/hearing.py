@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deepfailguard.errors import DataFormatError
 from deepfailguard.predictor.checks import check_calibration
+from deepfailguard.predictor.class_posterior import heard, logits_of
 from deepfailguard.predictor.joint.opinions import Opinions, Voice, fit_voice, listen
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Rehearsed
@@ -26,21 +27,30 @@ class Hearing:
         voices: of the versions, fitted on all inputs, for later.
         usual: on the M calibration inputs.
         truth: (M,) int64.
-        changed: on the rehearsed inputs; None if there are none.
-        changed_truth: of these; None if there are none.
+        changed: on the R rehearsed inputs, R >= 0.
+        changed_truth: (R,) int64.
+        source: (R,) int64, the calibration input that each was made from.
     """
 
     voices: tuple[Voice, ...]
     usual: Opinions
     truth: Tensor
-    changed: Opinions | None
-    changed_truth: Tensor | None
+    changed: Opinions
+    changed_truth: Tensor
+    source: Tensor
 
     def of_versions(self, columns: Sequence[int]) -> "Hearing":
         """What is heard of some of the versions only."""
-        changed = None if self.changed is None else self.changed.of_versions(columns)
         voices = tuple(self.voices[column] for column in columns)
-        return Hearing(voices, self.usual.of_versions(columns), self.truth, changed, self.changed_truth)
+        usual, changed = self.usual.of_versions(columns), self.changed.of_versions(columns)
+        return Hearing(voices, usual, self.truth, changed, self.changed_truth, self.source)
+
+    def take(self, chosen: Tensor) -> "Hearing":
+        """What is heard on some calibration inputs, (M,) bool, and on what was made of them."""
+        made = chosen[self.source]
+        usual, truth = self.usual[chosen], self.truth[chosen]
+        source = (chosen.cumsum(0) - 1)[self.source[made]]
+        return Hearing(self.voices, usual, truth, self.changed[made], self.changed_truth[made], source)
 
 
 def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hearing:
@@ -56,12 +66,17 @@ def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hear
     fold = torch.randperm(len(truth), generator=generator(0, "joint folds")) % min(_FOLDS, max(1, len(truth) // 2))
     fitted = [_fit_voice(evidence, column, truth, classes, fold) for column in range(evidence.versions)]
     folds = [list(voices) for voices in zip(*(voices for _, voices in fitted), strict=True)]
-    changed = changed_truth = None
-    if rehearsed is not None and len(rehearsed.truth):
-        changed = _cross_listen(folds, rehearsed.evidence, fold[rehearsed.source], classes)
-        changed_truth = rehearsed.truth
-    usual = _cross_listen(folds, evidence, fold, classes)
-    return Hearing(tuple(voice for voice, _ in fitted), usual, truth, changed, changed_truth)
+    if rehearsed is None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        rehearsed = Rehearsed(evidence[:0], nothing, nothing)
+    return Hearing(
+        voices=tuple(voice for voice, _ in fitted),
+        usual=_cross_listen(folds, evidence, fold, classes),
+        truth=truth,
+        changed=_cross_listen(folds, rehearsed.evidence, fold[rehearsed.source], classes),
+        changed_truth=rehearsed.truth,
+        source=rehearsed.source,
+    )
 
 
 def classes_of(evidence: Evidence) -> int:
@@ -70,21 +85,16 @@ def classes_of(evidence: Evidence) -> int:
     Raises:
         DataFormatError: the evidence holds no logits or no features.
     """
-    if evidence.logits is None or evidence.features is None:
+    if evidence.features is None:
         raise DataFormatError("this predictor needs evidence with logits and features; ask the versions for them")
-    return int(evidence.logits.shape[2])
+    return int(logits_of(evidence).shape[2])
 
 
 def _fit_voice(evidence: Evidence, column: int, truth: Tensor, classes: int, fold: Tensor) -> tuple[Voice, list[Voice]]:
-    assert evidence.logits is not None
-    assert evidence.features is not None
-    answered = evidence.answered[:, column]
-    folds = int(fold.max()) + 1
-    features = evidence.features[column]
-    if len(features) != len(truth) or not bool(answered.any()):
-        features = torch.zeros(len(truth), 0)
-    rows = answered.nonzero().squeeze(1)
-    return fit_voice(evidence.logits[rows, column], features[rows], truth[rows], classes, fold[rows], folds)
+    assert evidence.features is not None  # classes_of has seen to it
+    rows, folds = heard(evidence)[:, column].nonzero().squeeze(1), int(fold.max()) + 1
+    logits, features = logits_of(evidence)[rows, column], evidence.features[column][rows]
+    return fit_voice(logits, features, truth[rows], classes, fold[rows], folds)
 
 
 def _cross_listen(folds: list[list[Voice]], evidence: Evidence, fold: Tensor, classes: int) -> Opinions:

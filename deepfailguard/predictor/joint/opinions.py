@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from deepfailguard.predictor.class_posterior import FLOOR, fit_sharpness, heard, log_loss, logits_of, opinion
 from deepfailguard.predictor.joint.heads import SHRINKAGES, FeatureHead, fit_head
+from deepfailguard.predictor.states import below, record_of, tensors_of, under
 from deepfailguard.types import Evidence
 
-__all__ = ["Opinions", "Voice", "fit_sharpness", "fit_voice", "listen", "opinion"]
+__all__ = ["Opinions", "Voice", "fit_voice", "listen"]
 
-_FLOOR: Final = -12.0  # no version is surer than this of a class's absence: one wrong certainty would silence the rest
-_SHARPEST: Final = 1e3  # and its inverse: the range of sharpness
-_GRID, _ROUNDS = 25, 4
+_TINY: Final = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,18 @@ class Voice:
     head_sharpness: float
     usual: float
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything, as named tensors."""
+        factors = torch.tensor([self.sharpness, self.head_sharpness, self.usual], dtype=torch.float64)
+        return {"factors": factors} | ({} if self.head is None else under("head", tensors_of(self.head)))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Voice":
+        """Take back what `state` returned."""
+        sharpness, head_sharpness, usual = state["factors"].tolist()
+        head = below("head", state)
+        return cls(sharpness, record_of(FeatureHead, head) if head else None, head_sharpness, usual)
+
 
 @dataclass(frozen=True, slots=True)
 class Opinions:
@@ -44,14 +56,14 @@ class Opinions:
         own: (B, N, K) float64, what each version says.
         second: (B, N, K) float64, what the head on its features says; zero without one.
         strangeness: (B, N) float64, log of the distance to the nearest class mean over the usual one.
-        answered: (B, N) bool, which versions answered.
+        heard: (B, N) bool, which versions have a say.
     """
 
     plain: Tensor
     own: Tensor
     second: Tensor
     strangeness: Tensor
-    answered: Tensor
+    heard: Tensor
 
     @property
     def all(self) -> Tensor:
@@ -61,33 +73,22 @@ class Opinions:
     def of_versions(self, columns: Sequence[int]) -> "Opinions":
         """Those of some of the versions only."""
         some = list(columns)
-        own, answered = self.own[:, some], self.answered[:, some]
-        return Opinions(_mean(own, answered), own, self.second[:, some], self.strangeness[:, some], answered)
+        own, has_say = self.own[:, some], self.heard[:, some]
+        return Opinions(_mean(own, has_say), own, self.second[:, some], self.strangeness[:, some], has_say)
+
+    def __getitem__(self, rows: Tensor) -> "Opinions":
+        return Opinions(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     @classmethod
     def put(cls, parts: "list[tuple[Tensor, Opinions]]") -> "Opinions":
         """Several parts as one, each at its positions; together they make up 0..B-1."""
         order = torch.cat([rows for rows, _ in parts]).argsort()
-        return cls(*(torch.cat([getattr(part, name) for _, part in parts])[order] for name in cls.__slots__))
-
-
-def opinion(log_probabilities: Tensor) -> Tensor:
-    """Log-probabilities (B, K), not below a floor, less their mean."""
-    kept = log_probabilities.clamp_min(_FLOOR)
-    return kept - kept.mean(1, keepdim=True)
-
-
-def fit_sharpness(scores: Tensor, truth: Tensor) -> float:
-    """The factor > 0 of scores (M, K) whose softmax has the smallest log loss (one over the "temperature")."""
-    low, high = -torch.tensor(_SHARPEST).log().item(), torch.tensor(_SHARPEST).log().item()
-    best = 0.0
-    for _ in range(_ROUNDS):
-        grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
-        losses = [_log_loss(scores * float(value), truth) for value in grid.exp()]
-        best = float(grid[int(torch.tensor(losses).argmin())])
-        step = (high - low) / (_GRID - 1)
-        low, high = best - step, best + step
-    return float(torch.tensor(best, dtype=torch.float64).exp())
+        return cls(
+            *(
+                torch.cat([getattr(part, name) for _, part in parts])[order]
+                for name in (field.name for field in fields(cls))
+            )
+        )
 
 
 def fit_voice(
@@ -115,40 +116,37 @@ def fit_voice(
         heads = [fit_head(features[fold != k], truth[fold != k], classes, shrinkage) for k in range(folds)]
         said, distance = _cross(heads, features, fold)
         factor = fit_sharpness(said, truth)
-        loss = _log_loss(said * factor, truth)
+        loss = log_loss(said * factor, truth)
         if best is None or loss < best[0]:
             best = (loss, shrinkage, factor, heads, float(distance.median()))
     assert best is not None
     _, shrinkage, factor, heads, usual = best
     whole = fit_head(features, truth, classes, shrinkage)
-    usual = max(usual, torch.finfo(torch.float64).tiny)
+    usual = max(usual, _TINY)
     return (
         Voice(sharpness, whole, factor, usual),
         [Voice(sharpness, head, factor, usual) for head in heads],
     )
 
 
-def listen(voices: list[Voice], evidence: Evidence, classes: int) -> Opinions:
-    """The opinions of all versions; of one that did not answer they are zero, which says nothing."""
-    own, second, strange = [], [], []
+def listen(voices: Sequence[Voice], evidence: Evidence, classes: int) -> Opinions:
+    """The opinions of all versions; of one that has no say (`heard`) they are zero, which says nothing."""
+    has_say, own, second, strange = heard(evidence), [], [], []
     for column, voice in enumerate(voices):
-        answered = evidence.answered[:, column]
+        rows = has_say[:, column]
+        logits = torch.where(rows[:, None], logits_of(evidence)[:, column].double(), 0.0)
+        own.append(opinion((logits * voice.sharpness).log_softmax(1)))
         said, strangeness = _second(voice, _features(evidence, column), classes, len(evidence))
-        logits = _logits(evidence)[:, column].double().nan_to_num(0.0)
-        heard = opinion((logits * voice.sharpness).log_softmax(1))
-        own.append(torch.where(answered[:, None], heard, 0.0))
-        second.append(torch.where(answered[:, None], said, 0.0))
-        strange.append(torch.where(answered, strangeness, 0.0))
+        second.append(torch.where(rows[:, None], said, 0.0))
+        strange.append(torch.where(rows, strangeness, 0.0))
     voted = torch.stack(own, 1)
-    return Opinions(
-        _mean(voted, evidence.answered), voted, torch.stack(second, 1), torch.stack(strange, 1), evidence.answered
-    )
+    return Opinions(_mean(voted, has_say), voted, torch.stack(second, 1), torch.stack(strange, 1), has_say)
 
 
-def _mean(own: Tensor, answered: Tensor) -> Tensor:
-    """The opinion (B, K) that is the mean of the probabilities of those (B, N) that answered."""
-    total = (own.softmax(2) * answered[:, :, None]).sum(1)
-    return opinion((total / answered.sum(1, keepdim=True).clamp_min(1)).clamp_min(math.exp(_FLOOR)).log())
+def _mean(own: Tensor, has_say: Tensor) -> Tensor:
+    """The opinion (B, K) that is the mean of the probabilities of those (B, N) that have a say."""
+    total = (own.softmax(2) * has_say[:, :, None]).sum(1)
+    return opinion((total / has_say.sum(1, keepdim=True).clamp_min(1)).clamp_min(math.exp(FLOOR)).log())
 
 
 def _second(voice: Voice, features: Tensor, classes: int, inputs: int) -> tuple[Tensor, Tensor]:
@@ -156,7 +154,7 @@ def _second(voice: Voice, features: Tensor, classes: int, inputs: int) -> tuple[
         return torch.zeros(inputs, classes, dtype=torch.float64), torch.zeros(inputs, dtype=torch.float64)
     said, distance = voice.head(features)
     said = opinion((said * voice.head_sharpness).log_softmax(1))
-    return said, (distance / voice.usual).clamp_min(torch.finfo(torch.float64).tiny).log()
+    return said, (distance / voice.usual).clamp_min(_TINY).log()
 
 
 def _cross(heads: list[FeatureHead], features: Tensor, fold: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,15 +165,6 @@ def _cross(heads: list[FeatureHead], features: Tensor, fold: Tensor) -> tuple[Te
         rows = (fold == number).nonzero().squeeze(1)
         said[rows], distance[rows] = head(features[rows])
     return said, distance
-
-
-def _log_loss(scores: Tensor, truth: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(scores, truth))
-
-
-def _logits(evidence: Evidence) -> Tensor:
-    assert evidence.logits is not None  # the caller has checked that it is there
-    return evidence.logits
 
 
 def _features(evidence: Evidence, column: int) -> Tensor:

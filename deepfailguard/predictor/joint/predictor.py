@@ -1,17 +1,18 @@
 """`JointPredictor`: the probability of every class, from all that all versions show of an input."""
 
-from typing import Any, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_evidence, check_fitted
+from deepfailguard.predictor.class_posterior import failure_of, smoothed
 from deepfailguard.predictor.joint.gate import Gate, fit_gate
-from deepfailguard.predictor.joint.heads import FeatureHead
 from deepfailguard.predictor.joint.hearing import Hearing, classes_of, hear
 from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
 from deepfailguard.predictor.joint.pooling import Freedom, Pool, choose_level, fit_pool
+from deepfailguard.predictor.states import below, record_of, tensors_of, under
 from deepfailguard.types import Evidence, Need, Rehearsed
 
 __all__ = ["REHEARSED", "JointPredictor"]
@@ -45,7 +46,8 @@ class JointPredictor:
         familiar_: the pool for inputs like those of calibration.
         robust_: the pool for changed inputs; None if nothing was rehearsed.
         gate_: between the two; None if nothing was rehearsed.
-        calibration_size_: M.
+        level_: freedom of the familiar pool; None if it was taken back by `with_state`.
+        inputs_: M.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"logits", "features"})
@@ -59,7 +61,8 @@ class JointPredictor:
         self.familiar_: Pool | None = None
         self.robust_: Pool | None = None
         self.gate_: Gate | None = None
-        self.calibration_size_ = 0
+        self.level_: Freedom | None = None
+        self.inputs_ = 0
 
     def fit(self, evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None = None) -> Self:
         """Learn from calibration evidence and the true classes (B,) int64.
@@ -74,96 +77,74 @@ class JointPredictor:
         """
         return self.learn(hear(evidence, truth, rehearsed if self.rehearse else None))
 
-    def learn(self, hearing: Hearing) -> Self:
-        """Learn from opinions on calibration inputs that were formed already; returns itself."""
-        usual = hearing.usual
-        self.voices_ = list(hearing.voices)
-        self.familiar_ = fit_pool(usual.all, hearing.truth, choose_level(usual.all, hearing.truth))
+    def learn(self, hearing: Hearing, level: Freedom | None = None) -> Self:
+        """Learn from opinions on calibration inputs that were formed already; returns itself.
+
+        Args:
+            hearing: the opinions.
+            level: freedom of the pool; chosen by cross-validation if None.
+        """
+        opinions, truth = hearing.usual.all, hearing.truth
+        self.voices_, self.inputs_ = list(hearing.voices), len(truth)
+        self.level_ = choose_level(opinions, truth) if level is None else level
+        self.familiar_ = fit_pool(opinions, truth, self.level_)
         self.robust_ = self.gate_ = None
-        self.calibration_size_ = len(hearing.truth)
-        if hearing.changed is not None and hearing.changed_truth is not None:
-            opinions = torch.cat([hearing.changed.all, usual.all[:_FAMILIAR]])
-            truth = torch.cat([hearing.changed_truth, hearing.truth[:_FAMILIAR]])
-            self.robust_ = fit_pool(opinions, truth, _ROBUST)
-            self.gate_ = fit_gate(usual, hearing.changed)
+        if len(hearing.source):
+            changed = torch.cat([hearing.changed.all, opinions[:_FAMILIAR]])
+            self.robust_ = fit_pool(changed, torch.cat([hearing.changed_truth, truth[:_FAMILIAR]]), _ROBUST)
+            self.gate_ = fit_gate(hearing.usual, hearing.changed)
         return self
+
+    def judge(self, opinions: Opinions) -> Tensor:
+        """P(truth is class k | opinions), (B, K) float64."""
+        familiar = check_fitted(self, self.familiar_)
+        probability = familiar.log_probability(opinions.all).exp()
+        if self.robust_ is not None and self.gate_ is not None:
+            changed = self.gate_(opinions)[:, None]
+            probability = (1 - changed) * probability + changed * _careful(self.robust_, opinions)
+        return smoothed(probability, self.inputs_)
 
     def class_probability(self, evidence: Evidence) -> Tensor:
         """P(truth is class k | evidence), (B, K) float64."""
-        familiar = check_fitted(self, self.familiar_)
+        fitted = len(check_fitted(self, self.familiar_).bias)
         check_evidence(evidence, len(self.voices_))
         classes = classes_of(evidence)
-        if classes != len(familiar.bias):
-            raise ConfigurationError(
-                f"the predictor was fitted on {len(familiar.bias)} classes, got logits of {classes}"
-            )
-        heard = listen(self.voices_, evidence, classes)
-        probability = familiar.log_probability(heard.all).exp()
-        if self.robust_ is not None and self.gate_ is not None:
-            changed = self.gate_(heard)[:, None]
-            probability = (1 - changed) * probability + changed * _careful(self.robust_, heard)
-        unknown = 1 / (self.calibration_size_ + 2)
-        return (1 - unknown) * probability + unknown / classes
-
-    def changed_probability(self, evidence: Evidence) -> Tensor:
-        """How much each input looks changed rather than like calibration, (B,) float64; 0 if nothing was rehearsed."""
-        check_fitted(self, self.familiar_)
-        if self.gate_ is None:
-            return torch.zeros(len(evidence), dtype=torch.float64)
-        return self.gate_(listen(self.voices_, evidence, classes_of(evidence)))
+        if classes != fitted:
+            raise ConfigurationError(f"the predictor was fitted on {fitted} classes, got logits of {classes}")
+        return self.judge(listen(self.voices_, evidence, classes))
 
     def failure_probability(self, evidence: Evidence) -> Tensor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""
-        right = self.class_probability(evidence).gather(1, evidence.labels.clamp_min(0))
-        return torch.where(evidence.answered, (1 - right).clamp(0, 1), 1.0)
+        return failure_of(self.class_probability(evidence), evidence)
 
     def state(self) -> dict[str, Tensor]:
         """What was learned, as named tensors."""
-        familiar = check_fitted(self, self.familiar_)
-        tensors = {
-            "calibration_size": torch.tensor(self.calibration_size_),
-            "versions": torch.tensor(len(self.voices_)),
-        }
-        tensors |= _named("familiar", familiar)
-        tensors |= {} if self.robust_ is None else _named("robust", self.robust_)
-        tensors |= {} if self.gate_ is None else _named("gate", self.gate_)
+        tensors = under("familiar", tensors_of(check_fitted(self, self.familiar_)))
+        tensors |= {} if self.robust_ is None else under("robust", tensors_of(self.robust_))
+        tensors |= {} if self.gate_ is None else under("gate", tensors_of(self.gate_))
         for number, voice in enumerate(self.voices_):
-            factors = [voice.sharpness, voice.head_sharpness, voice.usual]
-            tensors[f"voice{number}.factors"] = torch.tensor(factors, dtype=torch.float64)
-            tensors |= {} if voice.head is None else _named(f"voice{number}.head", voice.head)
-        return tensors
+            tensors |= under(f"voice{number}", voice.state())
+        return tensors | {"inputs": torch.tensor(self.inputs_), "versions": torch.tensor(len(self.voices_))}
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
         try:
-            self.voices_ = [_voice(state, number) for number in range(int(state["versions"]))]
-            self.familiar_ = _taken("familiar", Pool, state)
-            self.calibration_size_ = int(state["calibration_size"])
+            versions = range(int(state["versions"]))
+            self.voices_ = [Voice.from_state(below(f"voice{number}", state)) for number in versions]
+            self.familiar_ = record_of(Pool, below("familiar", state))
+            self.inputs_ = int(state["inputs"])
         except KeyError as error:
             raise ConfigurationError(
                 f"JointPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
                 "pass what state() of the same class returned"
             ) from error
-        self.robust_ = _taken("robust", Pool, state) if "robust.weight" in state else None
-        self.gate_ = _taken("gate", Gate, state) if "gate.slope" in state else None
+        robust, gate = below("robust", state), below("gate", state)
+        self.robust_ = record_of(Pool, robust) if robust else None
+        self.gate_ = record_of(Gate, gate) if gate else None
+        self.level_ = None
         return self
 
 
-def _careful(pool: Pool, heard: Opinions) -> Tensor:
+def _careful(pool: Pool, opinions: Opinions) -> Tensor:
     """The geometric mean of a pool and of the plain mean of the versions' probabilities: (B, K)."""
-    return ((pool.log_probability(heard.all) + heard.plain) / 2).softmax(1)
-
-
-def _named(name: str, record: Pool | Gate | FeatureHead) -> dict[str, Tensor]:
-    return {f"{name}.{field}": getattr(record, field).contiguous() for field in record.__slots__}
-
-
-def _taken(name: str, kind: type[Any], state: dict[str, Tensor]) -> Any:
-    return kind(**{field: state[f"{name}.{field}"] for field in kind.__slots__})
-
-
-def _voice(state: dict[str, Tensor], number: int) -> Voice:
-    sharpness, head_sharpness, usual = state[f"voice{number}.factors"].tolist()
-    name = f"voice{number}.head"
-    head = _taken(name, FeatureHead, state) if f"{name}.mean" in state else None
-    return Voice(sharpness, head, head_sharpness, usual)
+    return ((pool.log_probability(opinions.all) + opinions.plain) / 2).softmax(1)

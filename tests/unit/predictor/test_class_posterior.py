@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, heard
+from deepfailguard.predictor.class_posterior import CalibratedSoftmax, failure_of, heard, smoothed
 from tests.unit.predictor.simulated_logits import evidence_of, simulated
 
 
@@ -37,11 +37,10 @@ def test_a_version_that_never_answers_keeps_its_sharpness() -> None:
 
 
 def test_smoothing_keeps_the_sum_and_the_order_and_no_class_is_impossible() -> None:
-    softmax = CalibratedSoftmax(torch.ones(1, dtype=torch.float64), classes=4, inputs=8)
-    smoothed = softmax.smoothed(torch.tensor([[0.7, 0.3, 0.0, 0.0]], dtype=torch.float64))
-    torch.testing.assert_close(smoothed.sum(1), torch.ones(1, dtype=torch.float64))
-    assert smoothed.argsort(descending=True, stable=True).tolist() == [[0, 1, 2, 3]]
-    assert float(smoothed.min()) == pytest.approx(1 / (4 * 10))
+    after = smoothed(torch.tensor([[0.7, 0.3, 0.0, 0.0]], dtype=torch.float64), inputs=8)
+    torch.testing.assert_close(after.sum(1), torch.ones(1, dtype=torch.float64))
+    assert after.argsort(descending=True, stable=True).tolist() == [[0, 1, 2, 3]]
+    assert float(after.min()) == pytest.approx(1 / (4 * 10))
 
 
 def test_failure_is_what_is_left_of_the_answers_class() -> None:

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from deepfailguard.predictor.score_model import Calibrator, ScoreModel, fit_score_model
+from deepfailguard.predictor.score_model import Calibrator, fit_score_model
 
 
 def _scores(answers: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +29,7 @@ def test_isotonic_is_scikit_learns() -> None:
     odds = model.log_odds(scores)
     oracle = IsotonicRegression(out_of_bounds="clip").fit(odds.numpy(), wrong.double().numpy())
     asked = torch.linspace(float(odds.min()) - 1, float(odds.max()) + 1, 77, dtype=torch.float64)
-    line = ScoreModel.from_state({**model.state(), **_identity()})
+    line = replace(model, **_identity())
     expected = torch.from_numpy(oracle.predict(asked.numpy()))
     torch.testing.assert_close(line(asked[:, None]), (400 * expected + 1) / 402)
 

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.predictor.class_posterior import fit_sharpness, opinion
 from deepfailguard.predictor.joint.gate import fit_gate
 from deepfailguard.predictor.joint.heads import fit_head
-from deepfailguard.predictor.joint.opinions import Opinions, fit_sharpness, opinion
+from deepfailguard.predictor.joint.hearing import hear
+from deepfailguard.predictor.joint.opinions import Opinions, listen
 from deepfailguard.predictor.joint.pooling import LEVELS, Freedom, choose_level, fit_pool
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.seeding import generator
@@ -125,9 +127,10 @@ def test_rehearsed_changes_teach_which_version_to_trust_when_inputs_change() -> 
     with_it = JointPredictor().fit(usual, truth, rehearsed)
     without = JointPredictor().fit(usual, truth)
     assert _accuracy(with_it.class_probability(test), later) > _accuracy(without.class_probability(test), later) + 0.05
-    assert with_it.changed_probability(test).mean() > 0.8
-    assert with_it.changed_probability(usual).mean() < 0.3
-    assert (without.changed_probability(usual) == 0).all()
+    assert with_it.gate_ is not None
+    assert with_it.gate_(listen(with_it.voices_, test, CLASSES)).mean() > 0.8
+    assert with_it.gate_(listen(with_it.voices_, usual, CLASSES)).mean() < 0.3
+    assert without.gate_ is None
     again = JointPredictor().with_state(with_it.state())
     assert torch.equal(again.class_probability(test), with_it.class_probability(test))
 
@@ -200,3 +203,34 @@ def test_the_gate_knows_strangers() -> None:
     gate = fit_gate(heard(0.0, "usual"), heard(1.0, "changed"))
     assert gate(heard(0.0, "more")).mean() < 0.1
     assert gate(heard(1.0, "others")).mean() > 0.9
+
+
+def test_a_version_without_a_say_does_not_make_an_input_look_changed() -> None:
+    random = generator(0, "missing")
+
+    def heard(shift: float, has_say: Tensor) -> Opinions:
+        own = torch.randn(400, 3, CLASSES, generator=random, dtype=torch.float64) * has_say[:, :, None]
+        strange = (shift + 0.5 * torch.randn(400, 3, generator=random, dtype=torch.float64)) * has_say
+        return Opinions(own.mean(1), own, own, strange, has_say)
+
+    everybody = torch.ones(400, 3, dtype=torch.bool)
+    gate = fit_gate(heard(1.0, everybody), heard(0.0, everybody))  # a strangeness of 0 is a sign of change here
+    two = everybody.clone()
+    two[:, 2] = False
+    assert gate(heard(1.0, two)).mean() < gate(heard(1.0, everybody)).mean() + 0.1
+    nobody = gate(heard(1.0, torch.zeros_like(everybody)))
+    torch.testing.assert_close(nobody, gate.offset.sigmoid().expand(400))
+
+
+def test_parts_of_a_hearing_are_those_of_the_chosen_inputs() -> None:
+    truth = _truth(60, "hearing")
+    evidence = _evidence(truth, [2.0, 1.0], "hearing")
+    source = torch.tensor([3, 50, 3, 7])
+    hearing = hear(evidence, truth, Rehearsed(evidence[source], truth[source], source))
+    chosen = torch.arange(60) % 2 == 1
+    part = hearing.take(chosen)
+    assert torch.equal(part.truth, truth[1::2])
+    assert torch.equal(part.usual.own, hearing.usual.own[1::2])
+    assert torch.equal(part.truth[part.source], part.changed_truth)
+    assert torch.equal(part.changed.own, hearing.changed.own[[0, 2, 3]])
+    assert len(hearing.take(torch.arange(60) < 3).source) == 0
