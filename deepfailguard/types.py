@@ -169,6 +169,15 @@ class Rehearsed:
     truth: Tensor
     source: Tensor
 
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Rehearsed]") -> "Rehearsed":
+        """Several kinds of change as one."""
+        return cls(
+            Evidence.concatenate([part.evidence for part in parts]),
+            torch.cat([part.truth for part in parts]),
+            torch.cat([part.source for part in parts]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

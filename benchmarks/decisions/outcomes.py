@@ -9,11 +9,12 @@ from torch import Tensor
 
 from benchmarks.decisions.ensembles import SETTINGS, Ensemble
 from benchmarks.decisions.evidence import PoolEvidence
-from benchmarks.decisions.images import CALIBRATION, NATURAL, RELATED, TEST, shifted_part
-from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guard, fit_rules
+from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, shifted_part
+from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guards, fit_rules
 from deepfailguard.errors import CorruptFileError
 from deepfailguard.evaluation.failure_prediction import expected_calibration_error
 from deepfailguard.evaluation.measures import oracle
+from deepfailguard.faults.rehearsal import KINDS
 from deepfailguard.identity import digest
 from deepfailguard.progress import track
 from deepfailguard.store import load_tensors, save_tensors
@@ -134,13 +135,14 @@ def _measure(task: _Task) -> Iterator[Outcome]:
     evidence, truth = pool.of(CALIBRATION, chosen), pool.truth(CALIBRATION)
     learning = _UNDER_SHIFT if task.shifts else tuple(LEARNING)
     others = fit_rules(evidence, truth, pool.searched(CALIBRATION), learning)
-    guards: dict[frozenset[str], Any] = {}
+    without = {shift: RELATED[shift] if shift else frozenset() for shift in task.parts}
+    # A guard must not have rehearsed changes of the very family that is tested.
+    rehearsed = {kind: pool.rehearsed(chosen, frozenset(KINDS) - {kind}) for kind in KINDS}
+    guards = fit_guards(evidence, truth, rehearsed, set(without.values()))
     for shift, part in task.parts.items():
-        without = RELATED[shift] if shift is not None else RELATED[NATURAL]
-        if without not in guards:  # the changes that a guard rehearsed must not be of the kind that is tested
-            guards[without] = fit_guard(evidence, truth, pool.rehearsed(chosen, without))
         asked = pool.of(part, chosen)
-        yield _outcome(task, shift, pool.truth(part), asked.labels, {**others(asked), **guards[without](asked)})
+        answers = {**others(asked), **guards[without[shift]](asked)}
+        yield _outcome(task, shift, pool.truth(part), asked.labels, answers)
 
 
 def _outcome(task: _Task, shift: str | None, truth: Tensor, labels: Tensor, answers: Mapping[str, Answers]) -> Outcome:

@@ -11,8 +11,11 @@ from torch import Tensor
 from benchmarks.decisions.agreement import AgreementPosterior
 from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.decision.rules import highest_posterior, majority_vote, single_version
+from deepfailguard.faults.rehearsal import Kind
 from deepfailguard.predictor.base import ClassPredictor
 from deepfailguard.predictor.dynamic_selection import DynamicSelectionPredictor, SelectionMethod
+from deepfailguard.predictor.joint.hearing import hear
+from deepfailguard.predictor.joint.pooling import Freedom
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.predictor.soft_vote import SoftVotePredictor
@@ -37,6 +40,7 @@ __all__ = [
     "Answering",
     "Answers",
     "fit_guard",
+    "fit_guards",
     "fit_rules",
 ]
 
@@ -135,8 +139,32 @@ def fit_rules(
 
 def fit_guard(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Answering:
     """The default guard; besides its answers those that it gives if only the versions' answers are allowed."""
-    predictor = JointPredictor().fit(evidence, truth, rehearsed)
+    return _answering(JointPredictor().fit(evidence, truth, rehearsed))
 
+
+def fit_guards(
+    evidence: Evidence, truth: Tensor, rehearsed: Mapping[Kind, Rehearsed], without: Collection[frozenset[Kind]]
+) -> dict[frozenset[Kind], Answering]:
+    """Guards that did not rehearse some kinds, each as `fit_guard` would fit it; what all share is learned once.
+
+    Args:
+        evidence: with logits and features, of M calibration inputs.
+        truth: (M,) int64.
+        rehearsed: of each kind; the versions' evidence on changed inputs.
+        without: the kinds that one guard must not rehearse, for every guard.
+    """
+    heard = hear(evidence, truth, Rehearsed.concatenate(list(rehearsed.values())))
+    kinds = [kind for kind, each in rehearsed.items() for _ in range(len(each.truth))]
+    level: Freedom | None = None  # found by cross-validation on the calibration inputs alone: the same for all
+    guards = {}
+    for left_out in without:
+        kept = torch.tensor([kind not in left_out for kind in kinds])
+        predictor = JointPredictor().learn(heard.rehearsing(kept), level)
+        level, guards[left_out] = predictor.level_, _answering(predictor)
+    return guards
+
+
+def _answering(predictor: JointPredictor) -> Answering:
     def answer(asked: Evidence) -> dict[str, Answers]:
         among = _answers(highest_posterior(asked.labels, predictor.failure_probability(asked)))
         return {GUARD_AMONG: among, GUARD: _judged(predictor, asked)}

@@ -1,7 +1,7 @@
 """Hearing all versions on the calibration inputs, once: what every joint predictor learns from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -51,6 +51,11 @@ class Hearing:
         usual, truth = self.usual[chosen], self.truth[chosen]
         source = (chosen.cumsum(0) - 1)[self.source[made]]
         return Hearing(self.voices, usual, truth, self.changed[made], self.changed_truth[made], source)
+
+    def rehearsing(self, kept: Tensor) -> "Hearing":
+        """What is heard if only some of the changed inputs, (R,) bool, were rehearsed."""
+        changed, truth, source = self.changed[kept], self.changed_truth[kept], self.source[kept]
+        return replace(self, changed=changed, changed_truth=truth, source=source)
 
 
 def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hearing:

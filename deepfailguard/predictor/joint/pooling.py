@@ -11,13 +11,15 @@ levels of freedom, and cross-validation chooses: a freer level must be *shown* t
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
+from scipy.optimize import minimize
 from torch import Tensor
 
+from deepfailguard.predictor.class_posterior import fit_sharpness
 from deepfailguard.seeding import generator
 
 __all__ = ["LEVELS", "Freedom", "Pool", "choose_level", "fit_pool"]
@@ -25,12 +27,13 @@ __all__ = ["LEVELS", "Freedom", "Pool", "choose_level", "fit_pool"]
 
 @dataclass(frozen=True, slots=True)
 class Freedom:
-    """How strongly each part of a pool is held at its start; infinite: it is not fitted.
+    """How strongly each part of a pool is held at home, which is the plain mean.
 
     Attributes:
-        weight: penalty on the squared weights' distance from the plain mean.
+        weight: penalty on the squared weights' distance from home; infinite: they and the bias stay there, and only the
+            sharpness of the plain mean is fitted.
         bias: penalty on the squared bias.
-        correction: penalty on the squared corrections.
+        correction: penalty on the squared corrections; infinite: there are none.
     """
 
     weight: float
@@ -74,10 +77,12 @@ class Pool:
 
     def log_probability(self, opinions: Tensor) -> Tensor:
         """(B, K) float64 of opinions (B, P, K)."""
-        scores = torch.einsum("bpk,p->bk", opinions, self.weight) + self.bias
-        if len(self.correction):
-            scores = scores + opinions.flatten(1) @ self.correction
-        return scores.log_softmax(1)
+        if len(self.correction):  # a weight is a correction that is a multiple of the identity: one product does it
+            identity = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+            scores = opinions.flatten(1) @ (self.correction + torch.kron(self.weight[:, None], identity))
+        else:
+            scores = torch.matmul(self.weight, opinions)
+        return (scores + self.bias).log_softmax(1)
 
 
 def fit_pool(
@@ -92,31 +97,17 @@ def fit_pool(
         start: where to begin, e.g. the pool of a level with less freedom.
         iterations: steps of the minimiser, at most.
     """
-    inputs, count, classes = opinions.shape
-    plain = torch.eye(count, dtype=opinions.dtype, device=opinions.device)[0]
-    start = start or Pool(plain.clone(), opinions.new_zeros(classes), opinions.new_zeros(0, classes))
+    _, count, classes = opinions.shape
+    home = _home(count, classes, opinions)
+    if not math.isfinite(freedom.weight):
+        return replace(home, weight=home.weight * fit_sharpness(opinions[:, 0], truth))
     correcting = math.isfinite(freedom.correction) and count * classes * classes <= _MOST_CORRECTIONS
-    correction = start.correction
-    if correcting and not len(correction):
-        correction = opinions.new_zeros(count * classes, classes)
-    parts = [
-        (start.weight.clone(), plain, freedom.weight, math.isfinite(freedom.weight)),
-        (start.bias.clone(), torch.zeros_like(start.bias), freedom.bias, math.isfinite(freedom.bias)),
-        (correction.clone(), torch.zeros_like(correction), freedom.correction, correcting),
-    ]
-    free = [part for part in parts if part[3]]
-    sharpness = opinions.new_ones(()).requires_grad_(not free)  # of the plain mean, the one thing that is always fitted
-    for part in free:
-        part[0].requires_grad_(True)
-
-    def loss() -> Tensor:
-        scores = Pool(parts[0][0] * sharpness, parts[1][0], parts[2][0]).log_probability(opinions)
-        held = [penalty * (value - home).square().sum() for value, home, penalty, _ in free]
-        return torch.nn.functional.nll_loss(scores, truth) + sum(held, opinions.new_zeros(())) / inputs
-
-    _minimise(loss, [part[0] for part in free] or [sharpness], iterations)
-    weight, bias, correction = (part[0].detach() for part in parts)
-    return Pool(weight * sharpness.detach(), bias, correction)
+    none = opinions.new_zeros(count * classes if correcting else 0, classes)
+    home, start = replace(home, correction=none), start or home
+    if len(start.correction) != len(none):
+        start = replace(start, correction=none)
+    penalties = (freedom.weight, freedom.bias, freedom.correction if correcting else 0.0)
+    return _minimise(_PenalisedLoss(opinions, truth, home, penalties), start, iterations)
 
 
 def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LEVELS) -> Freedom:
@@ -150,17 +141,60 @@ def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LE
     return best
 
 
-def _minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int) -> None:
-    """Change the parameters to where the loss is smallest."""
-    optimizer = torch.optim.LBFGS(
-        parameters, max_iter=iterations, history_size=20, tolerance_change=_STEADY, line_search_fn="strong_wolfe"
-    )
+def _home(count: int, classes: int, like: Tensor) -> Pool:
+    """The plain mean."""
+    weight = torch.eye(count, dtype=like.dtype, device=like.device)[0]
+    return Pool(weight, like.new_zeros(classes), like.new_zeros(0, classes))
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+class _PenalisedLoss:
+    """Mean log loss of a pool, and what it costs to be away from home."""
+
+    def __init__(self, opinions: Tensor, truth: Tensor, home: Pool, penalties: tuple[float, float, float]) -> None:
+        self.opinions = opinions
+        self.target = torch.nn.functional.one_hot(truth, opinions.shape[2]).to(opinions)
+        self.home = home
+        self.penalties = [penalty / len(truth) for penalty in penalties]
+
+    def __call__(self, pool: Pool) -> tuple[float, Pool]:
+        """The loss and its gradient."""
+        log_probability = pool.log_probability(self.opinions)
+        loss = -(log_probability * self.target).sum() / len(self.target)
+        excess = (log_probability.exp() - self.target) / len(self.target)  # derivative by the scores
+        if len(pool.correction):
+            classes = excess.shape[1]
+            correction = self.opinions.flatten(1).T @ excess
+            weight = correction.view(-1, classes, classes).diagonal(dim1=1, dim2=2).sum(1)
+        else:
+            correction, weight = pool.correction, torch.einsum("bpk,bk->p", self.opinions, excess)
+        slopes = (weight, excess.sum(0), correction)
+        away = [there - home for there, home in zip(_parts(pool), _parts(self.home), strict=True)]
+        for penalty, step in zip(self.penalties, away, strict=True):
+            loss = loss + penalty * step.square().sum()
+        held = [s + 2 * penalty * step for s, penalty, step in zip(slopes, self.penalties, away, strict=True)]
+        return float(loss), Pool(*held)
+
+
+def _minimise(loss: _PenalisedLoss, start: Pool, iterations: int) -> Pool:
+    """The pool with the smallest loss, as far as so many steps lead."""
+
+    def at(numbers: Any) -> tuple[float, Any]:
+        value, slope = loss(_unpacked(numbers, start))
+        return value, _packed(slope)
+
+    options = {"maxiter": iterations, "ftol": _STEADY}
+    return _unpacked(minimize(at, _packed(start), jac=True, method="L-BFGS-B", options=options).x, start)
+
+
+def _parts(pool: Pool) -> tuple[Tensor, Tensor, Tensor]:
+    return pool.weight, pool.bias, pool.correction
+
+
+def _packed(pool: Pool) -> Any:
+    return torch.cat([part.flatten() for part in _parts(pool)]).cpu().numpy()
+
+
+def _unpacked(numbers: Any, like: Pool) -> Pool:
+    flat = torch.as_tensor(numbers).to(like.weight, copy=True)
+    pieces = flat.split([part.numel() for part in _parts(like)])
+    return Pool(*(piece.view_as(part) for piece, part in zip(pieces, _parts(like), strict=True)))

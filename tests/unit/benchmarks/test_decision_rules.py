@@ -18,10 +18,11 @@ from benchmarks.decisions.rules import (
     STACKING,
     TIES_BY_ACCURACY,
     fit_guard,
+    fit_guards,
     fit_rules,
 )
 from deepfailguard.seeding import generator
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Rehearsed
 
 CLASSES = 4
 BY_CLASS = (SOFT_VOTE, LOG_POOL, STACKING)  # these may name a class that no version gave
@@ -151,3 +152,19 @@ def test_rules_that_tell_no_probability_say_so() -> None:
     told = fit_rules(evidence, truth, 50)(evidence)
     assert told[MAJORITY].failure_probability is None
     assert told[POSTERIOR].failure_probability is not None
+
+
+def test_guards_fitted_together_are_those_fitted_alone() -> None:
+    evidence, truth = simulated(200, (0.8, 0.6), seed=0)
+    asked, _ = simulated(50, (0.5, 0.5), seed=1)
+    source, rehearsed = torch.arange(40), {}
+    for number, kind in enumerate(("noise", "blur", "tilt")):
+        changed, changed_truth = simulated(40, (0.6, 0.4), seed=2 + number)
+        rehearsed[kind] = Rehearsed(changed, changed_truth, source)
+    guards = fit_guards(evidence, truth, rehearsed, [frozenset(), frozenset({"noise"}), frozenset({"blur", "tilt"})])
+    for without, guard in guards.items():
+        parts = [each for kind, each in rehearsed.items() if kind not in without]
+        alone = fit_guard(evidence, truth, Rehearsed.concatenate(parts))(asked)[GUARD]
+        together = guard(asked)[GUARD]
+        assert torch.equal(together.labels, alone.labels)
+        torch.testing.assert_close(together.failure_probability, alone.failure_probability, rtol=0, atol=1e-6)
