@@ -9,13 +9,14 @@ from torch import Tensor
 
 from benchmarks.decisions.ensembles import SETTINGS, Ensemble
 from benchmarks.decisions.evidence import PoolEvidence
-from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, shifted_part
+from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, rehearsed_part, shifted_part
 from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guards, fit_rules
 from deepfailguard.errors import CorruptFileError
 from deepfailguard.evaluation.failure_prediction import expected_calibration_error
 from deepfailguard.evaluation.measures import oracle
-from deepfailguard.faults.rehearsal import KINDS
+from deepfailguard.faults.rehearsal import KINDS, Kind
 from deepfailguard.identity import digest
+from deepfailguard.predictor.joint.hearing import Hearing, hear
 from deepfailguard.progress import track
 from deepfailguard.store import load_tensors, save_tensors
 
@@ -104,11 +105,13 @@ def measure_pool(
     tasks = [_Task(pool, ensemble, ()) for ensemble in ensembles]
     tasks += [_Task(pool, ensemble, shifts) for ensemble in shifted]
     outcomes: list[Outcome] = []
+    heard: _Heard | None = None
     for task in track(tasks, len(tasks), f"measuring ensembles of {pool.data}-{pool.seed}"):
         path = folder / f"{digest(task.made_of(code))[:24]}.safetensors"
         found = _kept(task, path)
         if found is None:
-            found = list(_measure(task))
+            heard = heard or _Heard.of(pool)
+            found = list(_measure(task, heard))
             _keep(found, path)
         outcomes += found
     return outcomes
@@ -130,15 +133,28 @@ def code_digest() -> str:
     return digest([path.read_text(encoding="utf-8") for path in files])
 
 
-def _measure(task: _Task) -> Iterator[Outcome]:
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What all versions of a pool say on calibration inputs and on rehearsed ones: any ensemble's is a part of it."""
+
+    heard: Hearing
+    kinds: tuple[Kind, ...]  # of the rehearsed inputs
+
+    @classmethod
+    def of(cls, pool: PoolEvidence) -> "_Heard":
+        everybody = range(len(pool.members))
+        heard = hear(pool.of(CALIBRATION, everybody), pool.truth(CALIBRATION), pool.rehearsed(everybody, frozenset()))
+        return cls(heard, tuple(kind for kind in KINDS for _ in pool.truth(rehearsed_part(kind))))
+
+
+def _measure(task: _Task, heard: _Heard) -> Iterator[Outcome]:
     chosen, pool = task.ensemble.members, task.pool
     evidence, truth = pool.of(CALIBRATION, chosen), pool.truth(CALIBRATION)
     learning = _UNDER_SHIFT if task.shifts else tuple(LEARNING)
     others = fit_rules(evidence, truth, pool.searched(CALIBRATION), learning)
     without = {shift: RELATED[shift] if shift else frozenset() for shift in task.parts}
     # A guard must not have rehearsed changes of the very family that is tested.
-    rehearsed = {kind: pool.rehearsed(chosen, frozenset(KINDS) - {kind}) for kind in KINDS}
-    guards = fit_guards(evidence, truth, rehearsed, set(without.values()))
+    guards = fit_guards(heard.heard.of_versions(chosen), heard.kinds, set(without.values()))
     for shift, part in task.parts.items():
         asked = pool.of(part, chosen)
         answers = {**others(asked), **guards[without[shift]](asked)}

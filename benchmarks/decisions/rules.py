@@ -1,6 +1,6 @@
 """All rules side by side: each answers from the same evidence."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from deepfailguard.decision.rules import highest_posterior, majority_vote, singl
 from deepfailguard.faults.rehearsal import Kind
 from deepfailguard.predictor.base import ClassPredictor
 from deepfailguard.predictor.dynamic_selection import DynamicSelectionPredictor, SelectionMethod
-from deepfailguard.predictor.joint.hearing import hear
+from deepfailguard.predictor.joint.hearing import Hearing
 from deepfailguard.predictor.joint.pooling import Freedom
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.predictor.kde import KdePredictor
@@ -143,18 +143,15 @@ def fit_guard(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) ->
 
 
 def fit_guards(
-    evidence: Evidence, truth: Tensor, rehearsed: Mapping[Kind, Rehearsed], without: Collection[frozenset[Kind]]
+    heard: Hearing, kinds: Sequence[Kind], without: Collection[frozenset[Kind]]
 ) -> dict[frozenset[Kind], Answering]:
     """Guards that did not rehearse some kinds, each as `fit_guard` would fit it; what all share is learned once.
 
     Args:
-        evidence: with logits and features, of M calibration inputs.
-        truth: (M,) int64.
-        rehearsed: of each kind; the versions' evidence on changed inputs.
-        without: the kinds that one guard must not rehearse, for every guard.
+        heard: of their versions, on calibration inputs and all rehearsed ones.
+        kinds: of each rehearsed input.
+        without: the kinds that one guard must not have rehearsed, for every guard.
     """
-    heard = hear(evidence, truth, Rehearsed.concatenate(list(rehearsed.values())))
-    kinds = [kind for kind, each in rehearsed.items() for _ in range(len(each.truth))]
     level: Freedom | None = None  # found by cross-validation on the calibration inputs alone: the same for all
     guards = {}
     for left_out in without:

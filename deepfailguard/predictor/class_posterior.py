@@ -26,7 +26,7 @@ FLOOR: Final = -12.0
 """Log-probability below which nothing counts: else a version that is wrongly sure would outvote all others."""
 
 _SHARPEST: Final = 1e3  # and its inverse: the range of sharpness
-_GRID, _ROUNDS = 25, 4
+_CLOSE: Final = 1e-4  # to the logarithm of the best sharpness
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +120,15 @@ def opinion(log_probabilities: Tensor) -> Tensor:
 
 def fit_sharpness(scores: Tensor, truth: Tensor) -> float:
     """The factor > 0 of scores (M, K) whose softmax has the smallest log loss (one over the "temperature")."""
-    low, high = -math.log(_SHARPEST), math.log(_SHARPEST)
-    best = 0.0  # the logarithm of the factor
-    for _ in range(_ROUNDS):
-        grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
-        losses = [log_loss(scores * float(value), truth) for value in grid.exp()]
-        best = float(grid[int(torch.tensor(losses).argmin())])
-        step = (high - low) / (_GRID - 1)
-        low, high = best - step, best + step
-    return math.exp(best)
+    from scipy.optimize import minimize_scalar  # heavy: only who fits pays for it
+
+    def loss(logarithm: float) -> float:
+        return log_loss(scores * math.exp(logarithm), truth)
+
+    # The loss is convex in the factor, so it has one valley in the logarithm as well.
+    bounds = (-math.log(_SHARPEST), math.log(_SHARPEST))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": _CLOSE})
+    return math.exp(float(best.x))
 
 
 def log_loss(scores: Tensor, truth: Tensor) -> float:

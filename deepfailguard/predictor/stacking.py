@@ -118,7 +118,7 @@ def fit_regression(columns: Tensor, truth: Tensor, classes: int, penalty: float)
     unseen = (torch.bincount(truth, minlength=classes) == 0).nonzero().squeeze(1)
     made_up = opinion(torch.where(torch.eye(classes, dtype=torch.bool), 0.0, FLOOR).to(columns))[unseen]
     inputs = torch.cat([columns, made_up.repeat(1, columns.shape[1] // classes)])
-    model = LogisticRegression(C=1 / penalty, max_iter=_ITERATIONS)
+    model = LogisticRegression(C=1 / penalty, max_iter=_ITERATIONS, solver="newton-cg")  # lbfgs stops early
     model.fit(inputs.numpy(), torch.cat([truth, unseen]).numpy())
     slope, offset = torch.from_numpy(model.coef_).T, torch.from_numpy(model.intercept_)
     if classes == 2:  # scikit-learn gives the second class's only

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from deepfailguard.predictor.class_posterior import fit_sharpness
@@ -181,6 +180,8 @@ def _minimise(loss: _PenalisedLoss, start: Pool, iterations: int) -> Pool:
     def at(numbers: Any) -> tuple[float, Any]:
         value, slope = loss(_unpacked(numbers, start))
         return value, _packed(slope)
+
+    from scipy.optimize import minimize  # heavy: only who fits pays for it
 
     options = {"maxiter": iterations, "ftol": _STEADY}
     return _unpacked(minimize(at, _packed(start), jac=True, method="L-BFGS-B", options=options).x, start)

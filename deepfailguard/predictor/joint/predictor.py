@@ -7,7 +7,7 @@ from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.checks import check_evidence, check_fitted
-from deepfailguard.predictor.class_posterior import failure_of, smoothed
+from deepfailguard.predictor.class_posterior import failure_of, fit_sharpness, smoothed
 from deepfailguard.predictor.joint.gate import Gate, fit_gate
 from deepfailguard.predictor.joint.hearing import Hearing, classes_of, hear
 from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
@@ -21,6 +21,7 @@ REHEARSED: Final = 400
 """Inputs of each kind of change, unless told otherwise."""
 
 _ROBUST: Final = Freedom(0.1, 0.1)  # one weight for each opinion: corrections do not carry over to other changes
+_SHARPEST: Final = 2.0  # a few calibration inputs without an error must not make it sure of everything
 _FAMILIAR: Final = 500  # calibration inputs among the rehearsed ones from which the robust pool learns
 
 
@@ -33,7 +34,8 @@ class JointPredictor:
     3. Where *rehearsed* inputs are given (calibration inputs that the injector changed: noise, blur, less light, ...),
        a second pool learns one weight for each opinion on them, and is averaged with the plain mean of the versions'
        probabilities: it is right more often where no version was calibrated. A gate learns to tell by the evidence
-       alone whether an input looks changed, and blends the two.
+       alone whether an input looks changed, and blends the two. The blend is made as sharp as calibration inputs bear
+       out: mixing alone leaves it too unsure of them.
 
     No class has a probability below 1 / (K (M + 2)) for M calibration inputs: they could not tell.
     Opinions of a version that did not answer count nothing; its failure probability is 1.
@@ -46,6 +48,7 @@ class JointPredictor:
         familiar_: the pool for inputs like those of calibration.
         robust_: the pool for changed inputs; None if nothing was rehearsed.
         gate_: between the two; None if nothing was rehearsed.
+        sharpness_: factor in [1, 2] of the blend's log-probabilities.
         level_: freedom of the familiar pool; None if it was taken back by `with_state`.
         inputs_: M.
     """
@@ -61,6 +64,7 @@ class JointPredictor:
         self.familiar_: Pool | None = None
         self.robust_: Pool | None = None
         self.gate_: Gate | None = None
+        self.sharpness_ = 1.0
         self.level_: Freedom | None = None
         self.inputs_ = 0
 
@@ -88,21 +92,17 @@ class JointPredictor:
         self.voices_, self.inputs_ = list(hearing.voices), len(truth)
         self.level_ = choose_level(opinions, truth) if level is None else level
         self.familiar_ = fit_pool(opinions, truth, self.level_)
-        self.robust_ = self.gate_ = None
+        self.robust_, self.gate_, self.sharpness_ = None, None, 1.0
         if len(hearing.source):
             changed = torch.cat([hearing.changed.all, opinions[:_FAMILIAR]])
             self.robust_ = fit_pool(changed, torch.cat([hearing.changed_truth, truth[:_FAMILIAR]]), _ROBUST)
             self.gate_ = fit_gate(hearing.usual, hearing.changed)
+            self.sharpness_ = min(max(fit_sharpness(self._blended(hearing.usual), truth), 1.0), _SHARPEST)
         return self
 
     def judge(self, opinions: Opinions) -> Tensor:
         """P(truth is class k | opinions), (B, K) float64."""
-        familiar = check_fitted(self, self.familiar_)
-        probability = familiar.log_probability(opinions.all).exp()
-        if self.robust_ is not None and self.gate_ is not None:
-            changed = self.gate_(opinions)[:, None]
-            probability = (1 - changed) * probability + changed * _careful(self.robust_, opinions)
-        return smoothed(probability, self.inputs_)
+        return smoothed((self._blended(opinions) * self.sharpness_).softmax(1), self.inputs_)
 
     def class_probability(self, evidence: Evidence) -> Tensor:
         """P(truth is class k | evidence), (B, K) float64."""
@@ -117,6 +117,14 @@ class JointPredictor:
         """P(version's answer is wrong | evidence of all), (B, N) float64 in [0, 1]; 1 where there is no answer."""
         return failure_of(self.class_probability(evidence), evidence)
 
+    def _blended(self, opinions: Opinions) -> Tensor:
+        """Log-probabilities (B, K)."""
+        usual = check_fitted(self, self.familiar_).log_probability(opinions.all)
+        if self.robust_ is None or self.gate_ is None:
+            return usual
+        changed = self.gate_(opinions)[:, None]
+        return torch.logaddexp((1 - changed).log() + usual, changed.log() + _careful(self.robust_, opinions))
+
     def state(self) -> dict[str, Tensor]:
         """What was learned, as named tensors."""
         tensors = under("familiar", tensors_of(check_fitted(self, self.familiar_)))
@@ -124,7 +132,11 @@ class JointPredictor:
         tensors |= {} if self.gate_ is None else under("gate", tensors_of(self.gate_))
         for number, voice in enumerate(self.voices_):
             tensors |= under(f"voice{number}", voice.state())
-        return tensors | {"inputs": torch.tensor(self.inputs_), "versions": torch.tensor(len(self.voices_))}
+        return tensors | {
+            "inputs": torch.tensor(self.inputs_),
+            "versions": torch.tensor(len(self.voices_)),
+            "sharpness": torch.tensor(self.sharpness_, dtype=torch.float64),
+        }
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
@@ -132,7 +144,7 @@ class JointPredictor:
             versions = range(int(state["versions"]))
             self.voices_ = [Voice.from_state(below(f"voice{number}", state)) for number in versions]
             self.familiar_ = record_of(Pool, below("familiar", state))
-            self.inputs_ = int(state["inputs"])
+            self.inputs_, self.sharpness_ = int(state["inputs"]), float(state["sharpness"])
         except KeyError as error:
             raise ConfigurationError(
                 f"JointPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
@@ -146,5 +158,5 @@ class JointPredictor:
 
 
 def _careful(pool: Pool, opinions: Opinions) -> Tensor:
-    """The geometric mean of a pool and of the plain mean of the versions' probabilities: (B, K)."""
-    return ((pool.log_probability(opinions.all) + opinions.plain) / 2).softmax(1)
+    """The geometric mean of a pool and of the plain mean of the versions' probabilities: its logarithm (B, K)."""
+    return ((pool.log_probability(opinions.all) + opinions.plain) / 2).log_softmax(1)

@@ -1,6 +1,6 @@
 """Outcomes of the decision benchmark: measured once, kept, and never with the tested change rehearsed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from benchmarks.decisions.pools import Member
 from benchmarks.decisions.rules import GUARD, MAJORITY, PAPER, POSTERIOR, RULES, SELECTIONS, STACKING, Answers
 from deepfailguard.data.base import ImageSet
 from deepfailguard.faults.rehearsal import KINDS
+from deepfailguard.predictor.joint.hearing import Hearing
 from deepfailguard.seeding import generator
-from deepfailguard.types import Evidence, Rehearsed
+from deepfailguard.types import Evidence
 
 CLASSES = 3
 
@@ -52,9 +53,7 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     def answer(asked: Evidence) -> Mapping[str, Answers]:
         return {GUARD: Answers(asked.labels[:, 0], torch.zeros(len(asked), dtype=torch.float64))}
 
-    def fit(
-        evidence: Evidence, truth: torch.Tensor, rehearsed: Mapping[str, Rehearsed], without: set[frozenset[str]]
-    ) -> object:
+    def fit(heard: Hearing, kinds: Sequence[str], without: set[frozenset[str]]) -> object:
         seen.extend(sorted(without, key=sorted))
         return dict.fromkeys(without, answer)
 

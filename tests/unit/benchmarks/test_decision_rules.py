@@ -21,6 +21,7 @@ from benchmarks.decisions.rules import (
     fit_guards,
     fit_rules,
 )
+from deepfailguard.predictor.joint.hearing import hear
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Rehearsed
 
@@ -161,7 +162,9 @@ def test_guards_fitted_together_are_those_fitted_alone() -> None:
     for number, kind in enumerate(("noise", "blur", "tilt")):
         changed, changed_truth = simulated(40, (0.6, 0.4), seed=2 + number)
         rehearsed[kind] = Rehearsed(changed, changed_truth, source)
-    guards = fit_guards(evidence, truth, rehearsed, [frozenset(), frozenset({"noise"}), frozenset({"blur", "tilt"})])
+    heard = hear(evidence, truth, Rehearsed.concatenate(list(rehearsed.values())))
+    kinds = [kind for kind in rehearsed for _ in source]
+    guards = fit_guards(heard, kinds, [frozenset(), frozenset({"noise"}), frozenset({"blur", "tilt"})])
     for without, guard in guards.items():
         parts = [each for kind, each in rehearsed.items() if kind not in without]
         alone = fit_guard(evidence, truth, Rehearsed.concatenate(parts))(asked)[GUARD]

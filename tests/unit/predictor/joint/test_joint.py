@@ -135,6 +135,20 @@ def test_rehearsed_changes_teach_which_version_to_trust_when_inputs_change() -> 
     assert torch.equal(again.class_probability(test), with_it.class_probability(test))
 
 
+def test_what_was_rehearsed_leaves_it_as_sure_of_usual_inputs_as_it_should_be() -> None:
+    truth, asked_truth = _truth(600, "calibration"), _truth(600, "asked")
+    usual, asked = _evidence(truth, [1.5, 1.0], "calibration"), _evidence(asked_truth, [1.5, 1.0], "asked")
+    changed = _evidence(truth, [0.3, 0.2], "changed")
+    predictor = JointPredictor().fit(usual, truth, Rehearsed(changed, truth, torch.arange(600)))
+    assert 1 < predictor.sharpness_ <= 2
+    told = predictor.class_probability(asked)
+    assert abs(float(told.amax(1).mean()) - _accuracy(told, asked_truth)) < 0.03
+    predictor.sharpness_ = 1.0
+    unsure = predictor.class_probability(asked)
+    assert torch.equal(unsure.argmax(1), told.argmax(1))
+    assert float(unsure.amax(1).mean()) < float(told.amax(1).mean())
+
+
 def test_wrong_evidence_is_refused() -> None:
     truth = _truth(50, "calibration")
     evidence = _evidence(truth, [2.0, 2.0], "calibration")
