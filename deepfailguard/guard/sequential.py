@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["BetState", "Cells", "Paths", "advance", "fit_cells", "forget", "start_bets", "take_back"]
+__all__ = ["BetState", "Cells", "Paths", "advance", "fit_cells", "forget", "held", "start_bets", "take_back"]
 
 _BLOCK: Final = 256
 _LAG: Final = 2 * _BLOCK
@@ -55,6 +55,12 @@ class Cells:
         """Cells (B, M) int64 in [0, K) of values (B, M) float64 without NaN and their random numbers."""
         values, ties = values[:, :, None], ties[:, :, None]
         return ((values > self.edges) | ((values == self.edges) & (ties > self.ties))).sum(2)
+
+    def with_rows(self, which: Tensor, rows: "Cells") -> "Cells":
+        """These cells, but for some statistics, (M,) bool, those of other calibration values of the same number."""
+        edges, ties = self.edges.clone(), self.ties.clone()
+        edges[which], ties[which] = rows.edges, rows.ties
+        return Cells(edges, ties, self.gaps)
 
 
 def fit_cells(values: Tensor, ties: Tensor) -> Cells:
@@ -154,6 +160,21 @@ def advance(state: BetState, cells: Tensor) -> tuple[BetState, Paths]:
     if not evidence:
         return state, Paths(state.log_sum.new_zeros(0, len(state.counts)), state.start.new_zeros(0, len(state.counts)))
     return state, Paths(torch.cat(evidence), torch.cat(since))
+
+
+def held(state: BetState, before: BetState, which: Tensor) -> BetState:
+    """Some statistics, (M,) bool, as they were before: what came was none of theirs."""
+    rows = which[:, None]
+    return BetState(
+        inputs=state.inputs,
+        counts=torch.where(rows, before.counts, state.counts),
+        usual=torch.where(rows, before.usual, state.usual),
+        earlier=torch.where(rows, before.earlier, state.earlier),
+        lately=torch.where(rows, before.lately, state.lately),
+        log_sum=torch.where(rows, before.log_sum, state.log_sum),
+        height=torch.where(rows, before.height, state.height),
+        start=torch.where(rows, before.start, state.start),
+    )
 
 
 def take_back(state: BetState, which: Tensor) -> BetState:

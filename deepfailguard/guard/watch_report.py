@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["DISAGREEMENT", "Alarm", "Cause", "WatchReport", "cause_of"]
+__all__ = ["DISAGREEMENT", "Alarm", "Cause", "Quarantined", "WatchReport", "cause_of"]
 
 DISAGREEMENT = "disagreement"
 Cause = Literal["nothing", "versions", "inputs", "unclear"]
@@ -59,6 +59,24 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A version that is no longer asked.
+
+    Attributes:
+        version: its position, in [0, N).
+        name: its name.
+        since: the first input that it does not answer.
+    """
+
+    version: int
+    name: str
+    since: int
+
+    def __str__(self) -> str:
+        return f"{self.name} is in quarantine since input {self.since}: it is not asked"
+
+
+@dataclass(frozen=True, slots=True)
 class WatchReport:
     """How each of N versions stands.
 
@@ -67,8 +85,9 @@ class WatchReport:
         names: N names.
         alarms: those that stand, in the order in which they were raised.
         changed: (N,) bool, versions with an alarm.
-        cause: what most probably changed: "versions" (those of `changed` alone), "inputs" (also where not all
+        cause: what most probably changed: "versions" (all of `changed` or some), "inputs" (also where not all
             versions have an alarm yet), or "unclear".
+        quarantined: versions that are not asked, in the order in which they were set apart.
     """
 
     inputs: int
@@ -76,24 +95,27 @@ class WatchReport:
     alarms: tuple[Alarm, ...]
     changed: Tensor
     cause: Cause
+    quarantined: tuple[Quarantined, ...] = ()
 
     def of(self, version: int) -> tuple[Alarm, ...]:
         """The alarms of one version; none if it is as in calibration."""
         return tuple(alarm for alarm in self.alarms if alarm.version == version)
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.inputs} inputs: {_CAUSES[self.cause]}", *(f"  - {alarm}" for alarm in self.alarms)])
+        lines = [f"  - {each}" for each in (*self.alarms, *self.quarantined)]
+        return "\n".join([f"{self.inputs} inputs: {_CAUSES[self.cause]}", *lines])
 
 
 def cause_of(alarmed: Tensor, suspected: Tensor, disagreement: bool) -> Cause:
     """Tell apart versions that changed from inputs that did.
 
     A broken version leaves the other versions' scores alone, changed inputs do not. So it is the inputs if the
-    scores of more than half of the versions changed, and versions if not. Disagreement does not tell: it is shared.
+    scores of more than half of the versions changed, and versions if those of fewer did. Disagreement is shared: a
+    broken version may change that of all others. It tells only where no score changed.
 
     - One version: its scores change with the inputs too, so the cause is unclear.
-    - More than half with a changed disagreement but few with changed scores (or without scores): unclear. So it is
-      for two versions that disagree more, unless the scores of both changed.
+    - More than half with a changed disagreement and none with changed scores (or without scores): unclear. So it is
+      for two versions that disagree more, unless the scores of one or both changed.
 
     Args:
         alarmed: (N, S) bool, statistics with an alarm.
@@ -111,7 +133,7 @@ def cause_of(alarmed: Tensor, suspected: Tensor, disagreement: bool) -> Cause:
     if len(alarmed) == 1:
         return "unclear"
     own = suspected[:, int(disagreement) :].any(1).sum()
-    if own > half:
-        return "inputs"
+    if own > 0:
+        return "inputs" if own > half else "versions"
     shared = suspected.any(1).sum()
     return "unclear" if shared > half else "versions"

@@ -2,24 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError, NotFittedError
-from deepfailguard.guard.sequential import BetState, Cells, Paths, advance, fit_cells, forget, start_bets, take_back
+from deepfailguard.guard.sequential import BetState, Cells, advance, fit_cells, forget, held, start_bets, take_back
+from deepfailguard.guard.standing import Standing, dropped, forgotten, noted, standing, with_alarms
+from deepfailguard.guard.statistics import disagreement, statistics_of
 from deepfailguard.guard.watch_report import DISAGREEMENT, Alarm, WatchReport, cause_of
+from deepfailguard.predictor.states import below, record_of, tensors_of, under
 from deepfailguard.seeding import generator
 from deepfailguard.types import NO_ANSWER
 
-__all__ = ["LEAST_CALIBRATION", "VersionWatch", "disagreement"]
+__all__ = ["LEAST_CALIBRATION", "VersionWatch"]
 
 LEAST_CALIBRATION: Final = 100
-_MEMORY: Final = 32.0  # inputs that "lately" means in reports
-_LARGEST_LOG: Final = 700.0  # its exponential is still a number
-_SUSPECTED: Final = math.log(10_000.0)  # by chance one statistic in a thousand has it; counts beside an alarm only
+_SUSPECTED: Final = math.log(1000.0)  # by chance one statistic in fifty has it; counts beside an alarm only
 
 
 class VersionWatch:
@@ -62,6 +63,7 @@ class VersionWatch:
     Attributes:
         cells_: of the M = N * (statistics per version) statistics.
         bets_: what the inputs told so far.
+        standing_: alarms, and what the statistics were lately.
 
     Example:
         >>> draw = generator(0, "doctest")
@@ -93,6 +95,7 @@ class VersionWatch:
         self.versions_ = 0
         self.cells_: Cells | None = None
         self.bets_: BetState | None = None
+        self.standing_: Standing | None = None
 
     def fit(self, labels: Tensor, scores: Mapping[str, Tensor]) -> Self:
         """Learn what is usual.
@@ -106,7 +109,7 @@ class VersionWatch:
             DataFormatError: fewer than 100 inputs, other shapes or other names than those of the constructor.
             ConfigurationError: there is nothing to watch, or another number of names than of versions.
         """
-        values = self._statistics(labels, scores)
+        values = statistics_of(labels, scores, self.scores)
         versions = labels.shape[1]
         if len(labels) < LEAST_CALIBRATION:
             raise DataFormatError(
@@ -120,13 +123,9 @@ class VersionWatch:
         self.versions_ = versions
         self.cells_ = fit_cells(values, torch.rand(values.shape, generator=random, dtype=torch.float64))
         self.bets_ = start_bets(self.cells_.gaps, values.shape[1])
+        self.standing_ = standing(values)
         self._random = generator(self.seed, "watch service")
-        present = values.isfinite()
-        self._usual = torch.where(present, values, 0.0).sum(0) / present.sum(0)
-        self._lately = torch.zeros(3, values.shape[1], dtype=torch.float64)
-        self._raised = torch.full((values.shape[1],), -1)
-        self._since = torch.zeros_like(self._raised)
-        self._log_evidence = torch.zeros_like(self._usual)
+        self._active = torch.ones(versions, dtype=torch.bool)
         return self
 
     def update(self, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
@@ -140,28 +139,30 @@ class VersionWatch:
             NotFittedError: it was not fitted yet.
             DataFormatError: other shapes or other names than in calibration; nothing was watched then.
         """
-        cells, bets = self._fitted()
-        values = self._statistics(labels, scores)
-        if labels.shape[1] != self.versions_:
+        cells, bets, stood = self._fitted()
+        if labels.ndim == 2 and labels.shape[1] != self.versions_:
             raise DataFormatError(f"fitted on {self.versions_} versions, got labels of {labels.shape[1]}; fit again")
+        values = statistics_of(labels, scores, self.scores, self._active)
         ties = torch.rand(values.shape, generator=self._random, dtype=torch.float64)
         after, paths = advance(bets, cells.of(values, ties))
-        self._raise_alarms(paths, bets.inputs)
-        self._lately = _average(self._lately, values)
-        self.bets_ = take_back(after, self._raised >= 0)  # evidence starts anew after an alarm, or R would not be fair
+        watched = self._per_statistic(self._active)
+        threshold = math.log(self.inputs_per_false_alarm * len(watched))  # the statistics share the budget
+        stands = with_alarms(noted(stood, values, watched), paths, bets.inputs, threshold, watched)
+        # Evidence starts anew after an alarm, or R would not be fair.
+        self.bets_, self.standing_ = take_back(held(after, bets, ~watched), stands.alarmed), stands
         return self.report()
 
     def report(self) -> WatchReport:
         """How the versions stand after the inputs so far."""
-        _, bets = self._fitted()
-        alarmed = self._per_version(self._raised >= 0)
+        _, bets, stands = self._fitted()
+        alarmed = self._per_version(stands.alarmed)
         strong = bets.log_sum.logsumexp(1) - math.log(bets.log_sum.shape[1]) >= _SUSPECTED
         suspected = alarmed | self._per_version(strong)
-        which = (self._raised >= 0).nonzero().flatten().tolist()
+        which = stands.alarmed.nonzero().flatten().tolist()
         return WatchReport(
             inputs=bets.inputs,
             names=self._names(),
-            alarms=tuple(self._alarm(i) for i in sorted(which, key=lambda i: int(self._raised[i]))),
+            alarms=tuple(self._alarm(i, stands) for i in sorted(which, key=lambda i: int(stands.raised[i]))),
             changed=alarmed.any(1),
             cause=cause_of(alarmed, suspected, self.versions_ > 1),
         )
@@ -174,10 +175,9 @@ class VersionWatch:
         Args:
             versions: positions; all versions if None.
         """
-        _, bets = self._fitted()
-        which = self._of_versions(versions) & (self._raised >= 0)
-        self.bets_ = take_back(bets, which)
-        self._raised = torch.where(which, -1, self._raised)
+        _, bets, stands = self._fitted()
+        which = self._of_versions(versions) & stands.alarmed
+        self.bets_, self.standing_ = take_back(bets, which), dropped(stands, which)
 
     def renew(self, versions: Sequence[int] | None = None) -> None:
         """Forget all that was seen of some versions in service: they were repaired, and are as in calibration.
@@ -188,32 +188,53 @@ class VersionWatch:
         Args:
             versions: positions; all versions if None.
         """
-        cells, bets = self._fitted()
+        cells, bets, stands = self._fitted()
         which = self._of_versions(versions)
-        self.bets_ = forget(bets, which, cells.gaps)
-        self._lately = torch.where(which, 0.0, self._lately)
-        self._raised = torch.where(which, -1, self._raised)
+        self.bets_, self.standing_ = forget(bets, which, cells.gaps), forgotten(stands, which)
+
+    def watch_only(self, versions: Sequence[int], labels: Tensor) -> None:
+        """Leave the other versions out from now on: they are no longer watched, and nobody is compared with them.
+
+        Alarms of those that are left out stand, and their scores go on where they were if they come back.
+        Disagreement is another one among other versions: it is watched anew, and alarms of it no longer stand for
+        those that are watched.
+
+        Args:
+            versions: positions of those that are watched, at least one.
+            labels: (n, N) int64, those that `fit` was given.
+
+        Raises:
+            ConfigurationError: other labels than in calibration, or no version to watch.
+        """
+        cells, bets, stands = self._fitted()
+        if labels.shape != (int(cells.gaps.sum()) - 1, self.versions_):
+            raise ConfigurationError(f"expected the labels of calibration, got others of shape {tuple(labels.shape)}")
+        if not len(versions):
+            raise ConfigurationError("no version would be left to watch; name at least one")
+        self._active = active = self._per_version(self._of_versions(versions))[:, 0]
+        if self.versions_ == 1:
+            return
+        first = torch.arange(len(stands.usual)) % self._per_one(self.versions_) == 0
+        values = disagreement(torch.where(active, labels.cpu(), NO_ANSWER)).double()
+        random = generator(self.seed, "watch calibration", *active.tolist())
+        fresh = fit_cells(values, torch.rand(values.shape, generator=random, dtype=torch.float64))
+        self.cells_, self.bets_ = cells.with_rows(first, fresh), forget(bets, first, cells.gaps)
+        stands = replace(stands, usual=stands.usual.masked_scatter(first, values.mean(0)))
+        self.standing_ = forgotten(stands, first & self._per_statistic(active))
 
     def state(self) -> dict[str, Tensor]:
         """What was learned and seen, as named tensors: enough to go on elsewhere as if nothing had happened."""
-        cells, bets = self._fitted()
-        return {
-            **{f"cells.{field.name}": getattr(cells, field.name) for field in fields(Cells)},
-            **{f"bets.{field.name}": torch.as_tensor(getattr(bets, field.name)) for field in fields(BetState)},
-            "usual": self._usual,
-            "lately": self._lately,
-            "raised": self._raised,
-            "since": self._since,
-            "log_evidence": self._log_evidence,
-            "random": self._random.get_state(),
-            "versions": torch.tensor(self.versions_),
-        }
+        cells, bets, stands = self._fitted()
+        own = {"random": self._random.get_state(), "versions": torch.tensor(self.versions_), "active": self._active}
+        inputs = {"bets.inputs": torch.tensor(bets.inputs)}
+        told = {f"bets.{f.name}": getattr(bets, f.name) for f in fields(BetState) if f.name != "inputs"}
+        return {**under("cells", tensors_of(cells)), **told, **inputs, **tensors_of(stands), **own}
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
-        of_cells, of_bets = [f.name for f in fields(Cells)], [f.name for f in fields(BetState)]
-        own = ("usual", "lately", "raised", "since", "log_evidence", "random", "versions")
-        expected = {*(f"cells.{name}" for name in of_cells), *(f"bets.{name}" for name in of_bets), *own}
+        of_bets, of_standing = [f.name for f in fields(BetState)], [f.name for f in fields(Standing)]
+        own = {*of_standing, "random", "versions", "active"}
+        expected = own | {f"cells.{f.name}" for f in fields(Cells)} | {f"bets.{name}" for name in of_bets}
         if set(state) != expected:
             raise ConfigurationError(
                 f"VersionWatch expects the state {', '.join(sorted(expected))}, got {', '.join(sorted(state))}; "
@@ -226,65 +247,27 @@ class VersionWatch:
                 f"{list(self.scores)}; make the watch with the scores that it was fitted with"
             )
         self._check_names(versions)
-        self.versions_ = versions
-        self.cells_ = Cells(**{name: state[f"cells.{name}"] for name in of_cells})
-        bets = {name: state[f"bets.{name}"] for name in of_bets if name != "inputs"}
-        self.bets_ = BetState(inputs=int(state["bets.inputs"]), **bets)
-        self._usual, self._lately, self._raised = state["usual"], state["lately"], state["raised"]
-        self._since, self._log_evidence = state["since"], state["log_evidence"]
+        bets = below("bets", state)
+        self.versions_, self._active = versions, state["active"]
+        self.cells_, self.standing_ = record_of(Cells, below("cells", state)), record_of(Standing, state)
+        self.bets_ = BetState(int(bets.pop("inputs")), **bets)
         self._random = torch.Generator()
         self._random.set_state(state["random"])
         return self
 
-    def _fitted(self) -> tuple[Cells, BetState]:
-        if self.cells_ is None or self.bets_ is None:
+    def _fitted(self) -> tuple[Cells, BetState, Standing]:
+        if self.cells_ is None or self.bets_ is None or self.standing_ is None:
             raise NotFittedError("this VersionWatch was not fitted yet; call fit(labels, scores) or with_state(state)")
-        return self.cells_, self.bets_
+        return self.cells_, self.bets_, self.standing_
 
     def _check_names(self, versions: int) -> None:
         if self.names and len(self.names) != versions:
             raise ConfigurationError(f"got {len(self.names)} names for {versions} versions; give one name each")
 
-    def _statistics(self, labels: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
-        """All statistics (B, N * statistics per version) float64 on the CPU, the most extreme as +inf."""
-        _check(labels, scores, self.scores)
-        labels = labels.detach().cpu()
-        columns = [scores[name].detach().cpu().double() for name in self.scores]
-        if labels.shape[1] > 1:
-            columns.insert(0, disagreement(labels).double())
-        if not columns:
-            return torch.zeros(len(labels), 0, dtype=torch.float64)
-        values = torch.stack(columns, dim=2)
-        extreme = values.isnan() | (labels == NO_ANSWER)[:, :, None]
-        return torch.where(extreme, torch.inf, values).flatten(1)
-
-    def _raise_alarms(self, paths: Paths, first: int) -> None:
-        threshold = math.log(self.inputs_per_false_alarm * len(self._raised))  # the statistics share the budget
-        over = paths.log_evidence >= threshold
-        new = over.any(0) & (self._raised < 0)
-        if not new.any():
-            return
-        at = over.int().argmax(0)[None]
-        self._raised = torch.where(new, first + at[0], self._raised)
-        self._since = torch.where(new, paths.since.gather(0, at)[0], self._since)
-        self._log_evidence = torch.where(new, paths.log_evidence.gather(0, at)[0], self._log_evidence)
-
-    def _alarm(self, position: int) -> Alarm:
-        per_one = self._per_one(self.versions_)
-        version, statistic = divmod(position, per_one)
-        weight, total, missing = self._lately[:, position].tolist()
-        return Alarm(
-            version=version,
-            name=self._names()[version],
-            statistic=([DISAGREEMENT] * (self.versions_ > 1) + list(self.scores))[statistic],
-            since=int(self._since[position]),
-            raised=int(self._raised[position]),
-            # Divided by their number, so that it is the rate of this much from any statistic.
-            evidence=math.exp(min(float(self._log_evidence[position]), _LARGEST_LOG)) / len(self._raised),
-            usual=float(self._usual[position]),
-            lately=total / weight if weight else math.nan,
-            missing=missing / (weight + missing) if weight + missing else 0.0,
-        )
+    def _alarm(self, position: int, stands: Standing) -> Alarm:
+        version, statistic = divmod(position, self._per_one(self.versions_))
+        told = [DISAGREEMENT] * (self.versions_ > 1) + list(self.scores)
+        return stands.alarm(position, version, self._names()[version], told[statistic])
 
     def _names(self) -> tuple[str, ...]:
         return tuple(self.names) or tuple(f"version {i}" for i in range(self.versions_))
@@ -295,6 +278,10 @@ class VersionWatch:
     def _per_version(self, statistics: Tensor) -> Tensor:
         return statistics.reshape(self.versions_, -1)
 
+    def _per_statistic(self, versions: Tensor) -> Tensor:
+        """(M,) from (N,)."""
+        return versions.repeat_interleave(self._per_one(self.versions_))
+
     def _of_versions(self, versions: Sequence[int] | None) -> Tensor:
         """(M,) bool, the statistics of some versions."""
         chosen = range(self.versions_) if versions is None else versions
@@ -303,52 +290,4 @@ class VersionWatch:
             raise ConfigurationError(f"versions must be in [0, {self.versions_}), got {unknown}")
         mask = torch.zeros(self.versions_, dtype=torch.bool)
         mask[list(chosen)] = True
-        return mask.repeat_interleave(self._per_one(self.versions_))
-
-
-def disagreement(labels: Tensor) -> Tensor:
-    """Whether each version's answer is none of the leading answers of the other versions, (B, N) bool.
-
-    False where no other version answered. No answer (-1) disagrees with any answer and counts for none.
-
-    Args:
-        labels: (B, N) int64, N >= 1.
-
-    >>> disagreement(torch.tensor([[4, 7, 7], [4, 7, 9], [4, -1, -1]])).tolist()
-    [[True, False, False], [True, True, True], [False, True, True]]
-    """
-    answered = labels != NO_ANSWER
-    same = (labels[:, :, None] == labels[:, None, :]) & answered[:, :, None] & answered[:, None, :]
-    support = same.sum(2)
-    # How many others gave the answer of i, as seen by j: j's own vote counts for nothing.
-    seen = support[:, :, None] - same.int()
-    others = ~torch.eye(labels.shape[1], dtype=torch.bool, device=labels.device)
-    leading = (seen * others).amax(1)
-    return support - answered.int() < leading
-
-
-def _average(lately: Tensor, values: Tensor) -> Tensor:
-    """Sums (3, M) of counts, values and counts of not finite values, recent ones counting more, after (B, M) more."""
-    present = values.isfinite()
-    told = torch.stack([present.double(), torch.where(present, values, 0.0), (~present).double()])
-    keep = 1 - 1 / _MEMORY
-    weights = keep ** torch.arange(len(values) - 1, -1, -1, dtype=torch.float64)
-    return keep ** len(values) * lately + torch.einsum("b,sbm->sm", weights, told)
-
-
-def _check(labels: Tensor, scores: Mapping[str, Tensor], expected: Sequence[str]) -> None:
-    if labels.ndim != 2 or labels.shape[1] == 0 or labels.dtype != torch.int64:
-        raise DataFormatError(
-            f"labels must be int64 (B, N) with N >= 1 versions, got {labels.dtype} {tuple(labels.shape)}; "
-            "give one column per version"
-        )
-    if set(scores) != set(expected):
-        raise DataFormatError(
-            f"expected the scores {sorted(expected)}, got {sorted(scores)}; name them in scores=[...]"
-        )
-    for name, score in scores.items():
-        if score.shape != labels.shape or not score.is_floating_point():
-            raise DataFormatError(
-                f"score {name!r} must be floating {tuple(labels.shape)} like the labels, "
-                f"got {score.dtype} {tuple(score.shape)}"
-            )
+        return self._per_statistic(mask)

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepfailguard.guard.watching import VersionWatch, disagreement
+from deepfailguard.guard.quarantine import Quarantine, most_in_quarantine
+from deepfailguard.guard.statistics import disagreement
+from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.seeding import generator
 
 
@@ -67,3 +69,22 @@ def test_disagreement_does_not_depend_on_the_order_of_versions(data: st.DataObje
     labels = torch.tensor(values, dtype=torch.int64).reshape(inputs, versions)
     order = data.draw(st.permutations(range(versions)))
     assert torch.equal(disagreement(labels[:, order]), disagreement(labels)[:, order])
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=25, derandomize=True, database=None)
+def test_whatever_versions_do_at_most_half_are_set_apart(data: st.DataObject) -> None:
+    versions = data.draw(st.integers(1, 5))
+    random = generator(0, "quarantine", versions)
+    labels = torch.randint(3, (150, versions), generator=random)
+    scores = {"confidence": torch.rand(150, versions, generator=random)}
+    quarantine = Quarantine(VersionWatch(inputs_per_false_alarm=10.0).fit(labels, scores), labels)
+    for number in range(data.draw(st.integers(1, 6))):
+        size = data.draw(st.integers(0, 60))
+        factors = torch.tensor(data.draw(st.lists(st.sampled_from([0.1, 1.0]), min_size=versions, max_size=versions)))
+        service = torch.randint(-1, 3, (size, versions), generator=generator(number, "service"))
+        report = quarantine.see(service, {"confidence": torch.rand(size, versions, generator=random) * factors})
+        apart = [each.version for each in report.quarantined]
+        assert len(apart) <= most_in_quarantine(versions)
+        assert sorted([*apart, *quarantine.active]) == list(range(versions))
+        assert all(report.of(version) for version in apart)

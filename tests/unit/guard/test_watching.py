@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError, NotFittedError
+from deepfailguard.guard.statistics import disagreement
 from deepfailguard.guard.watch_report import WatchReport, cause_of
-from deepfailguard.guard.watching import VersionWatch, disagreement
+from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.seeding import generator
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -276,6 +277,9 @@ def test_disagreement_equals_a_count_by_hand() -> None:
         (3, 2, 0, "inputs"),
         (4, 2, 2, "versions"),
         (5, 3, 0, "inputs"),
+        (3, 1, 3, "versions"),
+        (5, 0, 3, "unclear"),
+        (2, 1, 2, "versions"),
         (3, 0, 2, "unclear"),
         (2, 1, 0, "versions"),
         (2, 2, 0, "inputs"),

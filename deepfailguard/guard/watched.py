@@ -1,0 +1,296 @@
+"""`WatchedGuard`: a guard that notices without labels when a version breaks in service, and answers without it."""
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.guard.answering import checked_images, verdict_of
+from deepfailguard.guard.asking import Answers, evidence_of
+from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.guard.quarantine import Quarantine
+from deepfailguard.guard.saved import SavedGuard
+from deepfailguard.guard.statistics import scores_of, usable_scores
+from deepfailguard.guard.turns import ask_versions
+from deepfailguard.guard.verdict import Verdict, VersionHealth
+from deepfailguard.guard.watch_report import Quarantined, WatchReport
+from deepfailguard.guard.watching import VersionWatch
+from deepfailguard.identity import digest
+from deepfailguard.predictor.base import SettlingPredictor
+from deepfailguard.types import NO_ANSWER, Distances
+
+__all__ = ["WATCHED", "AlarmCallback", "WatchedGuard"]
+
+WATCHED = ("logsumexp", "feature size", "distance")
+"""Scores that are watched by default, as far as the guard's predictor needs what they are made of."""
+
+AlarmCallback = Callable[[WatchReport], None]
+
+logger = logging.getLogger(__name__)
+
+
+class WatchedGuard:
+    """Answers like the guard, and sets versions apart that are no longer what they were in calibration.
+
+    A version that broke is in quarantine from the batch on in which that is noticed: this batch is already answered
+    by the guard of the other versions, fitted anew on what the guard kept of its calibration. Until it is released
+    it is not asked. It keeps its place in the verdict's columns, without an answer, and is named in the health.
+
+    Where the inputs changed, most versions change at once: then nobody is set apart, and the report says so. See
+    `Quarantine` for the cases, `VersionWatch` for the bound on false alarms. Inputs that the guard leaves
+    unanswered are not watched; a version that fails counts as one whose answers changed.
+
+    Threads may call it together; they are served one after the other.
+
+    Args:
+        guard: fitted; it stays as it is, and may be updated.
+        scores: what is watched beside the versions' disagreement; those of `WATCHED` that can be had if None.
+        inputs_per_false_alarm: > 1, how many inputs there are to one false alarm at least, on average.
+        on_alarm: called once with the report after each batch in which an alarm was raised or the quarantine
+            changed. An error of theirs is counted in `failures` and logged, and the answer is given.
+        seed: of the random numbers that order ties.
+
+    Attributes:
+        failures: how often each of `on_alarm` failed, by name.
+
+    Example:
+        watched = WatchedGuard(guard, on_alarm=[lambda report: print(report)])
+        verdict = watched(images)
+        watched.report().quarantined
+        watched.release(["resnet"])  # after its weights were loaded again
+    """
+
+    def __init__(
+        self,
+        guard: GuardedPredictor,
+        *,
+        scores: Sequence[str] | None = None,
+        inputs_per_false_alarm: float = 1_000_000.0,
+        on_alarm: Sequence[AlarmCallback] = (),
+        seed: int = 0,
+    ) -> None:
+        if isinstance(guard.saved.predictor, SettlingPredictor):
+            raise ConfigurationError(
+                f"{type(guard.saved.predictor).__name__} leaves versions unasked, and who is not asked cannot be "
+                "watched; take a predictor that hears all versions, such as JointPredictor"
+            )
+        evidence, names = guard.saved.calibration.evidence, guard.saved.card.names
+        chosen = _scores_for(guard) if scores is None else tuple(scores)
+        watch = VersionWatch(chosen, names=names, inputs_per_false_alarm=inputs_per_false_alarm, seed=seed)
+        watch.fit(evidence.labels, scores_of(evidence, chosen))
+        self.guard = guard
+        self.scores = chosen
+        self.inputs_per_false_alarm = inputs_per_false_alarm
+        self.on_alarm = tuple(on_alarm)
+        self.failures: Counter[str] = Counter()
+        self._quarantine = Quarantine(watch, evidence.labels)
+        self._one_at_a_time = threading.Lock()
+        self._whole = guard.saved
+        self._reduced: dict[tuple[int, ...], SavedGuard] = {}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Verdict:
+        """Answer a batch, as the guard does.
+
+        Args:
+            images: (B, C, H, W) floating point on any device, of the calibration images' size, B >= 0.
+
+        Raises:
+            DataFormatError: the batch has another shape or dtype.
+        """
+        card = self.guard.saved.card
+        images = checked_images(images, card)
+        outside = card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
+        good = (~outside).nonzero().flatten().cpu()
+        with self._one_at_a_time:
+            answered = self._judge(self._ask(images[good.to(images.device)]), good, len(images))
+        return self._told(answered)
+
+    def judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> Verdict:
+        """Watch what the versions answered, and give the verdict of those whose answers count.
+
+        What calling the guard does after asking; for answers that were recorded.
+
+        Args:
+            answers: of all N versions to the good inputs; what versions in quarantine say does not matter.
+            good: positions in the batch of the inputs that were asked about; the others are not watched.
+            batch: how many inputs there are.
+        """
+        with self._one_at_a_time:
+            answered = self._judge(answers, good, batch)
+        return self._told(answered)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Labels (B,) int64; -1 where the guard abstains."""
+        verdict = self(images)
+        return torch.where(verdict.abstained, NO_ANSWER, verdict.labels)
+
+    def predict_proba(self, images: Tensor) -> Tensor:
+        """Class probabilities (B, K): the predictor's, or the versions' softmax outputs weighted by the decision."""
+        return self(images).probabilities
+
+    def report(self) -> WatchReport:
+        """How the versions stand, and who is in quarantine since which input."""
+        with self._one_at_a_time:
+            return self._quarantine.report()
+
+    def release(self, names: Sequence[str]) -> None:
+        """Ask versions again that were repaired; what was seen of them is forgotten.
+
+        Raises:
+            ConfigurationError: there is no such version.
+        """
+        positions = self._positions(names)
+        with self._one_at_a_time:
+            self._quarantine.release(positions)
+
+    def acknowledge(self, names: Sequence[str] | None = None) -> None:
+        """Take note of alarms: what was seen counts as usual from now on, and whom they set apart is asked again.
+
+        For changed inputs that are here to stay, and for false alarms. Without it a version that breaks after the
+        inputs changed is not set apart.
+
+        Args:
+            names: of versions; all if None.
+
+        Raises:
+            ConfigurationError: there is no such version.
+        """
+        positions = None if names is None else self._positions(names)
+        with self._one_at_a_time:
+            self._quarantine.acknowledge(positions)
+
+    def state(self) -> dict[str, Tensor]:
+        """What was seen so far, as named tensors: for `with_state` of a watched guard that is made after a restart."""
+        with self._one_at_a_time:
+            return {**self._quarantine.state(), "guard": self._identity()}
+
+    def with_state(self, state: dict[str, Tensor]) -> Self:
+        """Take back what `state` returned; returns itself.
+
+        Raises:
+            ConfigurationError: the state is that of another guard, or of other scores.
+        """
+        if not torch.equal(state.get("guard", torch.zeros(0, dtype=torch.uint8)), self._identity()):
+            raise ConfigurationError("this state is not that of a watch over this guard; watch the guard anew")
+        with self._one_at_a_time:
+            self._quarantine.with_state({name: tensor for name, tensor in state.items() if name != "guard"})
+        return self
+
+    def _ask(self, images: Tensor) -> list[Answers]:
+        """Answers of all N versions to images; those in quarantine are not asked."""
+        guard, active = self.guard, self._quarantine.active
+        versions, estimators = [guard.versions[v] for v in active], [guard._estimators[v] for v in active]
+        with guard._one_at_a_time:
+            answers = ask_versions(versions, estimators, images, guard.saved.predictor)
+        told = dict(zip(active, answers, strict=True))
+        return [told.get(v) or _silence(version.classes, len(images)) for v, version in enumerate(guard.versions)]
+
+    def _judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> "_Answered":
+        evidence = evidence_of(answers, self.guard.saved.predictor.needs)
+        before = self._quarantine.report()
+        report = self._quarantine.see(evidence.labels, scores_of(evidence, self.scores))
+        active = self._quarantine.active
+        verdict = verdict_of(self._of_versions(active), [answers[version] for version in active], good, batch)
+        return _Answered(_in_places(verdict, active, report), report, _is_news(before, report))
+
+    def _of_versions(self, active: list[int]) -> SavedGuard:
+        """The guard of some versions; fitted once."""
+        if self.guard.saved is not self._whole:  # it was updated
+            self._whole, self._reduced = self.guard.saved, {}
+        if len(active) == len(self._whole.card.names):
+            return self._whole
+        key = tuple(active)
+        if key not in self._reduced:
+            self._reduced[key] = self._whole.of_versions(active)
+        return self._reduced[key]
+
+    def _told(self, answered: "_Answered") -> Verdict:
+        """The verdict, after `on_alarm` was told what is new; nobody waits for them but who brought the batch."""
+        for callback in self.on_alarm if answered.is_news else ():
+            try:
+                callback(answered.report)
+            except Exception as error:  # who looks on must not take the answer down
+                name = getattr(callback, "__name__", type(callback).__name__)
+                self.failures[name] += 1
+                if self.failures[name] == 1:
+                    logger.warning("on_alarm %s failed: %r (counted, not shown again)", name, error)
+        return answered.verdict
+
+    def _positions(self, names: Sequence[str]) -> list[int]:
+        known = self.guard.saved.card.names
+        if isinstance(names, str) or not set(names) <= set(known):
+            raise ConfigurationError(f"expected names of versions, got {names!r}; there are {', '.join(known)}")
+        return [known.index(name) for name in names]
+
+    def _identity(self) -> Tensor:
+        card = self.guard.saved.card
+        told = [card.calibration_fingerprint, list(card.names), list(card.fingerprints), list(self.scores)]
+        return torch.tensor(list(bytes.fromhex(digest(told))), dtype=torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A batch: its verdict, how the versions stand after it, and whether somebody must be told."""
+
+    verdict: Verdict
+    report: WatchReport
+    is_news: bool
+
+
+def _scores_for(guard: GuardedPredictor) -> tuple[str, ...]:
+    """Those of `WATCHED` that can be had, and that were not learned on the calibration inputs."""
+    usable = usable_scores(guard.saved.calibration.evidence)
+    searched = guard.saved.distance is not None and not hasattr(guard.saved.distance, "fit")
+    return tuple(name for name in WATCHED if name in usable and (searched or name != "distance"))
+
+
+def _silence(classes: int, inputs: int) -> Answers:
+    """Of a version that was not asked."""
+    nothing = torch.zeros(inputs)
+    distances = Distances(torch.full((inputs,), NO_ANSWER), nothing, nothing.bool())
+    logits = torch.zeros(inputs, classes, dtype=torch.float64)
+    return Answers(logits, torch.zeros(inputs, 0), distances, VersionHealth("", 0, 0))
+
+
+def _is_news(before: WatchReport, after: WatchReport) -> bool:
+    """Whether an alarm was raised, or the quarantine changed."""
+    known = {(alarm.version, alarm.statistic, alarm.raised) for alarm in before.alarms}
+    fresh = {(alarm.version, alarm.statistic, alarm.raised) for alarm in after.alarms} - known
+    return bool(fresh) or before.quarantined != after.quarantined
+
+
+def _in_places(verdict: Verdict, active: list[int], report: WatchReport) -> Verdict:
+    """The verdict of some versions, in their places among all N; the others have no answer."""
+    if not report.quarantined:
+        return verdict
+    versions = len(report.names)
+    health = dict(zip(active, verdict.health, strict=True))
+    health |= {each.version: _health(each, report) for each in report.quarantined}
+    return replace(
+        verdict,
+        weights=_columns(verdict.weights, active, versions, 0.0),
+        version_labels=_columns(verdict.version_labels, active, versions, NO_ANSWER),
+        version_failure_probability=_columns(verdict.version_failure_probability, active, versions, 1.0),
+        distance=_columns(verdict.distance, active, versions, 0.0),
+        found=_columns(verdict.found, active, versions, False),
+        health=tuple(health[version] for version in range(versions)),
+    )
+
+
+def _health(quarantined: Quarantined, report: WatchReport) -> VersionHealth:
+    reasons = "; ".join(str(alarm).removeprefix(f"{alarm.name} ") for alarm in report.of(quarantined.version))
+    return VersionHealth(quarantined.name, 0, 0, f"in quarantine since input {quarantined.since}: it {reasons}")
+
+
+def _columns(values: Tensor, places: list[int], columns: int, otherwise: float) -> Tensor:
+    """The columns (B, n) in their places among N."""
+    whole = torch.full((len(values), columns), otherwise, dtype=values.dtype)
+    whole[:, places] = values.cpu()
+    return whole
