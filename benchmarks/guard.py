@@ -22,6 +22,7 @@ from deepfailguard.boundary.deepfool import FoolboxDeepFool
 from deepfailguard.data.base import ImageSet
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.predictor.density import fit_density, log_density
+from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.seeding import generator, seed_everything
 
@@ -83,8 +84,8 @@ def cached_beside_live(rounds: int, count: int) -> dict[str, Any]:
     models, data = [network() for _ in range(2)], images(count)
     distance = FoolboxDeepFool(candidates=3, steps=10)
     with tempfile.TemporaryDirectory() as folder:
-        live = GuardedPredictor.fit(models, data, distance=distance)
-        cached = GuardedPredictor.fit(models, data, distance=distance, cache=Path(folder))
+        live = GuardedPredictor.fit(models, data, predictor=KdePredictor(), distance=distance)
+        cached = GuardedPredictor.fit(models, data, predictor=KdePredictor(), distance=distance, cache=Path(folder))
         name = f"cached / live verdicts, 2 versions, {count} images"
         return compare(name, lambda: cached(data.images), lambda: live(data.images), rounds)
 

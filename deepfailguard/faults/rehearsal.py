@@ -5,7 +5,7 @@ no forecast of what will happen in service. What is learned from them must hold 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -55,9 +55,11 @@ class Rehearsal:
         kinds: of changes, each at most once.
 
     Example:
-        >>> changed = Rehearsal(inputs=2, kinds=("noise",)).apply(torch.rand(5, 1, 8, 8), Bounds(), seed=0)
-        >>> changed[0].kind, changed[0].images.shape
-        ('noise', torch.Size([2, 1, 8, 8]))
+        >>> rehearsal = Rehearsal(inputs=2, kinds=("noise", "blur"))
+        >>> for changed in rehearsal.apply(torch.rand(5, 1, 8, 8), Bounds(), seed=0):
+        ...     print(changed.kind, tuple(changed.images.shape))
+        noise (2, 1, 8, 8)
+        blur (2, 1, 8, 8)
     """
 
     inputs: int = 400
@@ -70,23 +72,21 @@ class Rehearsal:
         if unknown or len(set(self.kinds)) != len(self.kinds):
             raise ConfigurationError(f"kinds must be some of {', '.join(KINDS)}, each once, got {self.kinds}")
 
-    def apply(self, images: Tensor, bounds: Bounds, seed: int) -> list[Changed]:
-        """Changed images, a record for each kind; the given ones stay as they are.
+    def apply(self, images: Tensor, bounds: Bounds, seed: int) -> Iterator[Changed]:
+        """Changed images, a record for each kind, made when its turn comes; the given ones stay as they are.
 
         Args:
             images: (B, C, H, W) floating point inside the bounds.
             bounds: of the values.
             seed: same seed, same images.
         """
-        changed = []
         for kind in self.kinds:
             random = generator(seed, "rehearsal", kind)
             source = torch.randperm(len(images), generator=random)[: self.inputs]
             unit = (images[source.to(images.device)] - bounds.low) / bounds.width
             after = _CHANGES[kind](unit, random).clamp(0, 1) * bounds.width + bounds.low
             # Rounding may leave the bounds by one unit in the last place.
-            changed.append(Changed(kind, after.clamp(bounds.low, bounds.high), source))
-        return changed
+            yield Changed(kind, after.clamp(bounds.low, bounds.high), source)
 
 
 def _draw(images: Tensor, span: tuple[float, float], random: torch.Generator) -> Tensor:

@@ -41,13 +41,19 @@ class Answers:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Answers]") -> "Answers":
-        """Several batches of one version as one; the health is that of the first batch that was not healthy."""
+        """Several batches of one version as one; the health tells the first problem."""
         return cls(
             torch.cat([part.logits for part in parts]),
             _joined([part.features for part in parts]),
             Distances.concatenate([part.distances for part in parts]),
-            next((part.health for part in parts if not part.health.healthy), parts[0].health),
+            _health([part.health for part in parts]),
         )
+
+
+def _health(parts: Sequence[VersionHealth]) -> VersionHealth:
+    problem = next((part.problem for part in parts if part.problem), "")
+    answered, asked = sum(part.answered for part in parts), sum(part.asked for part in parts)
+    return VersionHealth(parts[0].name, answered, asked, problem)
 
 
 def _joined(features: Sequence[Tensor]) -> Tensor:

@@ -15,19 +15,21 @@ from deepfailguard.data.base import ImageSet
 from deepfailguard.errors import ConfigurationError, DataFormatError, WrongOutputError
 from deepfailguard.faults.rehearsal import Rehearsal
 from deepfailguard.guard.asking import Answers, ask, evidence_of, piece_size
+from deepfailguard.guard.calibration import Calibration
 from deepfailguard.guard.saved import GuardCard
+from deepfailguard.predictor.base import FailurePredictor, RehearsingPredictor
 from deepfailguard.progress import track
 from deepfailguard.types import Bounds, Evidence, Need, Rehearsed
 from deepfailguard.versions.version import Version
 
 __all__ = [
+    "ask_everything",
+    "calibrate",
     "check_inside",
     "check_labels",
     "estimator_for",
     "fit_to_loaded",
-    "gather",
     "make_card",
-    "rehearsed_evidence",
 ]
 
 
@@ -67,7 +69,34 @@ def _check_weights(version: Version) -> None:
         )
 
 
-def gather(
+def calibrate(
+    versions: Sequence[Version],
+    estimators: Sequence[DistanceEstimator | None],
+    data: ImageSet,
+    predictor: FailurePredictor,
+    bounds: Bounds,
+) -> Calibration:
+    """Everything that a predictor may learn from calibration images; it rehearses if that is its way.
+
+    Raises:
+        WrongOutputError: a version fails on a calibration image.
+    """
+    if len(data) < _FEW:
+        logger.warning("%d calibration images are few: failure probabilities learned on them are rough", len(data))
+    try:
+        evidence = _gather(versions, estimators, data.images, predictor.needs)
+        rehearsed = None
+        if isinstance(predictor, RehearsingPredictor) and predictor.rehearse:
+            rehearsal = Rehearsal(inputs=predictor.rehearse)
+            rehearsed = _rehearse(versions, estimators, data, rehearsal, bounds, predictor.needs)
+    finally:
+        for estimator in estimators:
+            if isinstance(estimator, CachedDistance):
+                estimator.close()  # what was computed is kept, whatever happened
+    return Calibration(evidence, data.labels.cpu(), rehearsed)
+
+
+def _gather(
     versions: Sequence[Version],
     estimators: Sequence[DistanceEstimator | None],
     images: Tensor,
@@ -78,55 +107,56 @@ def gather(
     Raises:
         WrongOutputError: a version fails on an image; a guard must not be fitted on half of its evidence.
     """
-    pairs = zip(versions, estimators, strict=True)
-    try:
-        return evidence_of([_ask_all(*pair, images, "features" in needs) for pair in pairs], needs)
-    finally:
-        for estimator in estimators:
-            if isinstance(estimator, CachedDistance):
-                estimator.close()  # what was computed is kept, whatever happened
+    answers = []
+    for version, estimator in zip(versions, estimators, strict=True):
+        pieces = images.split(piece_size(estimator))
+        parts = (ask(version, estimator, piece, "features" in needs) for piece in pieces)
+        answers.append([_sound(part) for part in track(parts, len(pieces), f"asking {version.name}")])
+    return evidence_of([Answers.concatenate(parts) for parts in answers], needs)
 
 
-def _ask_all(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
+def _sound(answers: Answers) -> Answers:
+    if not answers.health.healthy:
+        raise WrongOutputError(
+            f"version {answers.health.name!r} fails on calibration data: {answers.health.problem}; "
+            "repair it or leave it out"
+        )
+    return answers
+
+
+def ask_everything(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
+    """A version's answers to images in pieces; what it fails on it does not answer."""
     pieces = images.split(piece_size(estimator))
-    answered = []
-    for piece in track(pieces, len(pieces), f"asking {version.name}"):
-        answers = ask(version, estimator, piece, features)
-        if not answers.health.healthy:
-            raise WrongOutputError(
-                f"version {version.name!r} fails on calibration data: {answers.health.problem}; "
-                "repair it or leave it out"
-            )
-        answered.append(answers)
-    return Answers.concatenate(answered)
+    return Answers.concatenate([ask(version, estimator, piece, features) for piece in pieces])
 
 
-def rehearsed_evidence(
-    versions: Sequence[Version], data: ImageSet, rehearsal: Rehearsal, bounds: Bounds, needs: frozenset[Need]
+def _rehearse(
+    versions: Sequence[Version],
+    estimators: Sequence[DistanceEstimator | None],
+    data: ImageSet,
+    rehearsal: Rehearsal,
+    bounds: Bounds,
+    needs: frozenset[Need],
 ) -> Rehearsed:
     """What the versions say to changed calibration images.
 
     A version that fails on changed images is no reason to give up: it has no answer there, and that is learned.
     """
-    changed = rehearsal.apply(data.images, bounds, seed=0)
-    source = torch.cat([each.source for each in changed])
-    images = torch.cat([each.images for each in changed])
-    pieces = images.split(piece_size(None))
-    answers = []
-    for version in versions:
-        parts = [ask(version, None, p, "features" in needs) for p in track(pieces, len(pieces), _rehearsing(version))]
-        answers.append(Answers.concatenate(parts))
-    return Rehearsed(evidence_of(answers, needs), data.labels.cpu()[source], source)
-
-
-def _rehearsing(version: Version) -> str:
-    return f"rehearsing with {version.name}"
+    pairs = list(zip(versions, estimators, strict=True))
+    answers, sources = [], []
+    for changed in track(rehearsal.apply(data.images, bounds, seed=0), len(rehearsal.kinds), "rehearsing"):
+        answers.append([ask_everything(*pair, changed.images, "features" in needs) for pair in pairs])
+        sources.append(changed.source)
+    source = torch.cat(sources)
+    joined = [Answers.concatenate(parts) for parts in zip(*answers, strict=True)]
+    return Rehearsed(evidence_of(joined, needs), data.labels.cpu()[source], source)
 
 
 def make_card(
-    versions: Sequence[Version], classes: tuple[str, ...], bounds: Bounds, data: ImageSet, correct: Tensor
+    versions: Sequence[Version], classes: tuple[str, ...], bounds: Bounds, data: ImageSet, calibration: Calibration
 ) -> GuardCard:
-    """The card of a guard that is fitted on evidence of which `correct` (B, N) tells what was right."""
+    """The card of a guard that learns from what the versions said to the calibration data."""
+    correct = calibration.evidence.labels == calibration.truth[:, None]
     return GuardCard(
         classes=classes,
         bounds=bounds,
@@ -140,25 +170,29 @@ def make_card(
     )
 
 
-def check_inside(images: Tensor, bounds: Bounds) -> None:
-    """Refuse calibration images that are none, not finite or not in the bounds."""
+def check_inside(images: Tensor, bounds: Bounds, what: str) -> None:
+    """Refuse images that are none, not finite or not in the bounds.
+
+    Raises:
+        DataFormatError: they are.
+    """
     if len(images) == 0:
-        raise DataFormatError(
-            "calibration data are empty; a guard needs labelled images that no version was trained on"
-        )
-    if len(images) < _FEW:
-        logger.warning("%d calibration images are few: failure probabilities learned on them are rough", len(images))
+        raise DataFormatError(f"{what} data are empty; a guard needs labelled images that no version was trained on")
     outside = bounds.outside(images)
     if outside.any():
         raise DataFormatError(
-            f"{int(outside.sum())} of {len(images)} calibration images (the first is number "
+            f"{int(outside.sum())} of {len(images)} {what} images (the first is number "
             f"{int(outside.nonzero()[0])}) have values that are NaN or outside [{bounds.low}, {bounds.high}]; "
             "scale them or pass bounds=Bounds(low, high)"
         )
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse labels for which no version has an output."""
+def check_labels(labels: Tensor, classes: int, what: str) -> None:
+    """Refuse labels for which no version has an output.
+
+    Raises:
+        DataFormatError: there are such labels.
+    """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise DataFormatError(f"calibration labels span {low}..{high}, but the versions answer for {classes} classes")
+        raise DataFormatError(f"{what} labels span {low}..{high}, but the versions answer for {classes} classes")

@@ -13,35 +13,34 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
 from deepfailguard.decision.base import Rule
-from deepfailguard.decision.risk import RiskBound, bound_risk
-from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.faults.rehearsal import Rehearsal
-from deepfailguard.guard.asking import Answers, evidence_of
+from deepfailguard.decision.risk import RiskBound
+from deepfailguard.guard.answering import checked_images, verdict_of
 from deepfailguard.guard.calibrating import (
+    calibrate,
     check_inside,
     check_labels,
     estimator_for,
     fit_to_loaded,
-    gather,
     make_card,
-    rehearsed_evidence,
 )
+from deepfailguard.guard.calibration import learned
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
-from deepfailguard.guard.judging import check_together, judge, rule_for, with_threshold
+from deepfailguard.guard.judging import check_together, rule_for
+from deepfailguard.guard.promises import GuardedSets, bounded_decision, kept_apart, promised_sets
 from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
 from deepfailguard.guard.turns import ask_versions
+from deepfailguard.guard.updating import Update, checked_labelled, retaken, service_evidence, updated
 from deepfailguard.guard.verdict import Verdict
-from deepfailguard.identity import TARGET, describe
-from deepfailguard.predictor.base import FailurePredictor, RehearsingPredictor
+from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.predictor.joint.predictor import JointPredictor
-from deepfailguard.types import NO_ANSWER, Bounds, Evidence
+from deepfailguard.types import NO_ANSWER, Bounds
 from deepfailguard.versions.pool import TRUSTED_PACKAGES
 from deepfailguard.versions.version import Version
 
 __all__ = ["GuardedPredictor"]
 
-_PIECE = 256
+_MADE_ANEW = ("_one_at_a_time", "_updating", "_estimators")  # by a copy
 
 
 class GuardedPredictor(nn.Module):
@@ -67,23 +66,18 @@ class GuardedPredictor(nn.Module):
     def _start(self) -> None:
         """What a copy must make anew: a lock and the open caches."""
         self._one_at_a_time = threading.Lock()  # asking changes a model's mode for a moment
+        self._updating = threading.Lock()
         self._estimators = [estimator_for(version, self.saved.distance, self.cache) for version in self.versions]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_one_at_a_time", "_estimators")}
+        return {k: v for k, v in self.__dict__.items() if k not in _MADE_ANEW}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._start()
 
     def __repr__(self) -> str:
-        card = self.saved.card
-        rates = ", ".join(f"{n} ({a:.1%})" for n, a in zip(card.names, card.calibration_accuracy, strict=True))
-        return (
-            f"GuardedPredictor of {len(card.names)} versions, "
-            f"right on {card.calibration_size} calibration inputs: {rates}; "
-            f"{type(self.saved.predictor).__name__}, {describe(self.saved.decision)[TARGET].rpartition('.')[2]}"
-        )
+        return f"GuardedPredictor of {self.saved.summary}"
 
     @classmethod
     def fit(
@@ -104,11 +98,11 @@ class GuardedPredictor(nn.Module):
             versions: trained models (or a dict of them by name, or `Version` objects) from images inside the
                 bounds to logits; each stays as it is and where it is.
             calibration: images (B, C, H, W) float32 with labels (B,) int64 that no version was trained on.
-            predictor: learns failure probabilities; `JointPredictor` if None.
+            predictor: learns failure probabilities; `JointPredictor` if None. It stays as it is: a copy is fitted.
             decision: from failure probabilities to one answer; if None the most probable class where the predictor
                 tells class probabilities, else the answer of the version that is most probably right.
-            distance: tells boundary distances; the balanced search if None. One that learns from a search is fitted
-                to every version here.
+            distance: tells boundary distances, if the predictor needs them; the balanced search if None. One that
+                learns from a search is fitted to every version here.
             classes: K class names; "0".."K-1" if None.
             bounds: range of the input values; [0, 1] if None.
             cache: folder that keeps distances, so that fitting again (or going on after a kill) is cheap.
@@ -120,22 +114,22 @@ class GuardedPredictor(nn.Module):
         """
         data = calibration if isinstance(calibration, ImageSet) else ImageSet(*calibration)
         bounds = bounds or Bounds()
-        check_inside(data.images, bounds)
+        check_inside(data.images, bounds, "calibration")
         enrolled = enrol(versions, data.images[:1], None if classes is None else len(classes), bounds)
         names = tuple(classes) if classes is not None else tuple(map(str, range(enrolled[0].classes)))
-        check_labels(data.labels, len(names))
+        check_labels(data.labels, len(names), "calibration")
         predictor = predictor if predictor is not None else JointPredictor()
         decision = decision if decision is not None else rule_for(predictor)
         check_together(predictor, decision)
-        if distance is None and "distances" in predictor.needs:
+        if "distances" not in predictor.needs:
+            distance = None
+        elif distance is None:
             distance = BoundarySearch(low=bounds.low, high=bounds.high)
         distance = fit_to_loaded(enrolled, distance, data.images, cache)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
-        evidence = gather(enrolled, estimators, data.images, predictor.needs)
-        correct = evidence.labels == data.labels.cpu()[:, None]
-        card = make_card(enrolled, names, bounds, data, correct)
-        learned = _learn(predictor, evidence, data, enrolled, bounds)
-        return cls(enrolled, SavedGuard(card, learned, decision, distance), cache)
+        heard = calibrate(enrolled, estimators, data, predictor, bounds)
+        card = make_card(enrolled, names, bounds, data, heard)
+        return cls(enrolled, SavedGuard(card, learned(predictor, heard), decision, distance, heard), cache)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Verdict:
@@ -152,13 +146,14 @@ class GuardedPredictor(nn.Module):
         Raises:
             DataFormatError: the batch has another shape or dtype.
         """
-        images = self._checked(images)
+        images = checked_images(images, self.saved.card)
         outside = self.saved.card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
         good = (~outside).nonzero().flatten().cpu()
         asked = images[good.to(images.device)]
         with self._one_at_a_time:
-            answers = ask_versions(self.versions, self._estimators, asked, self.saved.predictor)
-        return self._verdict(answers, good, len(images))
+            saved = self.saved  # an update must not come between asking and judging
+            answers = ask_versions(self.versions, self._estimators, asked, saved.predictor)
+        return verdict_of(saved, answers, good, len(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """Labels (B,) int64; -1 where the guard abstains."""
@@ -186,20 +181,88 @@ class GuardedPredictor(nn.Module):
             ConfigurationError: the guard was fitted on these images, or they are too few (or too often answered
                 wrong) for the promise; the message says what would do.
         """
-        data = labelled if isinstance(labelled, ImageSet) else ImageSet(*labelled)
-        if data.fingerprint == self.saved.card.calibration_fingerprint:
-            raise ConfigurationError(
-                "the guard was fitted on these very images, on which it looks better than it is; "
-                "keep some labelled images apart and pass those"
-            )
-        verdicts = [self(piece) for piece in data.images.split(_PIECE)]
-        failure = torch.cat([verdict.failure_probability for verdict in verdicts])
-        answers = torch.cat([verdict.labels for verdict in verdicts]).cpu()
-        bound = bound_risk(failure, answers != data.labels.cpu(), risk=risk, confidence=confidence)
-        if not bound.guaranteed:
-            raise ConfigurationError(bound.explain())
-        decision = with_threshold(self.saved.decision, bound.threshold)
-        return type(self)(self.versions, replace(self.saved, decision=decision), self.cache), bound
+        now = self._derived(*self._now())
+        data, rule = kept_apart(labelled, now.saved), now.saved.decision
+        decision, bound = bounded_decision(now, data, rule, risk=risk, confidence=confidence)
+        return self._derived(now.versions, replace(now.saved, decision=decision)), bound
+
+    def prediction_sets(
+        self, labelled: ImageSet | tuple[Tensor, Tensor], *, miss_rate: float, by_class: bool = False
+    ) -> GuardedSets:
+        """A function from images to sets of classes (B, K) bool that lack the true class at most this often.
+
+        The promise holds on average over inputs from the same source as these. An input without an answer has every
+        class. The sets are those of the guard as it is now: it is not touched by later updates.
+
+        Args:
+            labelled: images with labels that neither a version was trained nor this guard was fitted on.
+            miss_rate: in (0, 1).
+            by_class: keep the promise for the inputs of each class alone.
+
+        Raises:
+            ConfigurationError: the guard was fitted on these images.
+        """
+        now = self._derived(self.versions, self.saved)
+        return promised_sets(
+            now.predict_proba, kept_apart(labelled, self.saved), miss_rate=miss_rate, by_class=by_class
+        )
+
+    def update(self, images: Tensor, labels: Tensor) -> Update:
+        """Learn from labelled inputs of service, in place: all that came so far, or nothing if that is better.
+
+        Three predictors are compared on these inputs in cross-validation: the one that was calibrated, one that
+        learned from them too, and one that learned from them alone (where a version broke, say). They are kept, the
+        newest 5,000, and saved with the guard. Other threads are answered in the meantime, as before.
+
+        What `promising` found for the guard as it was does not hold for another one: ask for it again.
+
+        Args:
+            images: (B, C, H, W) floating point, B >= 1, finite and in the bounds.
+            labels: (B,) int64, the true classes.
+
+        Raises:
+            DataFormatError: the inputs do not fit; nothing was changed.
+        """
+        data = checked_labelled(images, labels, self.saved)
+        with self._updating:
+            versions, distance = retaken(self.versions, self.saved.distance)
+            estimators = [estimator_for(version, distance, self.cache) for version in versions]
+            with self._one_at_a_time:
+                evidence = service_evidence(versions, estimators, data.images, self.saved)
+            saved, update = updated(self.saved, evidence, data)
+            with self._one_at_a_time:
+                if update.chosen != "calibration":  # it learned from the versions as they are now
+                    card = replace(saved.card, fingerprints=tuple(version.fingerprint for version in versions))
+                    saved = replace(saved, card=card, distance=distance)
+                    self.versions, self._estimators = tuple(versions), estimators
+                self.saved = saved
+        return update
+
+    def without(self, names: Sequence[str]) -> Self:
+        """A guard of the other versions; the models are shared with this one, and none is asked.
+
+        Its predictor is fitted anew on what is kept of the calibration.
+
+        Args:
+            names: versions to leave out.
+
+        Raises:
+            ConfigurationError: there is no such version, or none would be left.
+        """
+        versions, saved = self._now()
+        columns = saved.card.columns_without(names)
+        return self._derived([versions[column] for column in columns], saved.of_versions(columns))
+
+    def _now(self) -> tuple[Sequence[Version], SavedGuard]:
+        """Versions and what was learned of them: an update must not come in between."""
+        with self._one_at_a_time:
+            return self.versions, self.saved
+
+    def _derived(self, versions: Sequence[Version], saved: SavedGuard) -> Self:
+        """Another guard of the same models."""
+        guard = type(self)(versions, saved, self.cache)
+        guard._one_at_a_time = self._one_at_a_time  # asking changes a model's mode, whoever asks
+        return guard
 
     def as_classifier(self) -> Classifier:
         """A module from images to log-probabilities (B, K), for code that expects an ordinary classifier."""
@@ -231,75 +294,3 @@ class GuardedPredictor(nn.Module):
         saved = load_guard(Path(folder), trusted)
         guard = cls(load_versions(Path(folder), saved.card, trusted, models), saved, cache)
         return guard.to(device)
-
-    def _checked(self, images: Tensor) -> Tensor:
-        if not isinstance(images, Tensor):
-            raise DataFormatError(
-                f"expected a torch tensor of images, got a {type(images).__name__}; torch.as_tensor it"
-            )
-        expected = self.saved.card.input_shape
-        if images.ndim != 4:
-            raise DataFormatError(
-                f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension"
-            )
-        if tuple(images.shape[1:]) != expected:
-            raise DataFormatError(
-                f"expected images of shape {expected} as in calibration, got {tuple(images.shape[1:])}"
-            )
-        if not images.is_floating_point():
-            bounds = self.saved.card.bounds
-            raise DataFormatError(
-                f"expected floating point images in [{bounds.low}, {bounds.high}], got {images.dtype}"
-            )
-        return images.float()
-
-    def _verdict(self, answers: list[Answers], good: Tensor, batch: int) -> Verdict:
-        evidence = evidence_of(answers, self.saved.predictor.needs)
-        judgement = judge(evidence, self.saved.predictor, self.saved.decision)
-        decision = judgement.decision
-        probabilities = judgement.class_probability
-        if probabilities is None:
-            softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
-            probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
-        positions = set(good.tolist())
-        low, high = self.saved.card.bounds.low, self.saved.card.bounds.high
-        problem = f"it has values that are NaN or outside [{low}, {high}]"
-        return Verdict(
-            labels=_spread(decision.labels, good, batch, NO_ANSWER),
-            failure_probability=_spread(decision.failure_probability, good, batch, 1.0),
-            abstained=_spread(decision.abstained, good, batch, True),
-            weights=_spread(decision.weights, good, batch, 0.0),
-            probabilities=_spread(probabilities, good, batch, 0.0),
-            version_labels=_spread(evidence.labels, good, batch, NO_ANSWER),
-            version_failure_probability=_spread(judgement.failure_probability, good, batch, 1.0),
-            distance=_spread(evidence.distance, good, batch, 0.0),
-            found=_spread(evidence.found, good, batch, False),
-            health=tuple(answer.health for answer in answers),
-            problems={i: problem for i in range(batch) if i not in positions},
-            classes=self.saved.card.classes,
-            measured=self.saved.distance is not None,
-        )
-
-
-def _learn(
-    predictor: FailurePredictor,
-    evidence: Evidence,
-    data: ImageSet,
-    versions: Sequence[Version],
-    bounds: Bounds,
-) -> FailurePredictor:
-    """The predictor, fitted; it rehearses if that is its way."""
-    truth = data.labels.cpu()
-    if isinstance(predictor, RehearsingPredictor) and predictor.rehearse and "distances" not in predictor.needs:
-        rehearsal = Rehearsal(inputs=predictor.rehearse)
-        return predictor.fit(evidence, truth, rehearsed_evidence(versions, data, rehearsal, bounds, predictor.needs))
-    return predictor.fit(evidence, truth)
-
-
-def _spread(values: Tensor, positions: Tensor, batch: int, otherwise: float) -> Tensor:
-    """Put the values of the judged inputs in their places among all inputs of the batch."""
-    if len(positions) == batch:
-        return values
-    whole = torch.full((batch, *values.shape[1:]), otherwise, dtype=values.dtype)
-    whole[positions] = values.cpu()
-    return whole

@@ -13,6 +13,7 @@ from deepfailguard.decision.rules import highest_posterior
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.identity import describe
 from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
+from deepfailguard.predictor.class_posterior import failure_of
 from deepfailguard.types import Decision, Evidence
 
 __all__ = ["Judgement", "check_together", "judge", "rule_for", "uses_classes", "with_threshold"]
@@ -35,13 +36,14 @@ class Judgement:
 
 def judge(evidence: Evidence, predictor: FailurePredictor, decision: Rule) -> Judgement:
     """Predict failures from evidence and decide. Deterministic: the same evidence, the same bits."""
-    failure_probability = predictor.failure_probability(evidence)
     rule: Any = decision
-    if not uses_classes(decision):
-        return Judgement(failure_probability, rule(evidence.labels, failure_probability))
-    assert isinstance(predictor, ClassPredictor)  # check_together has seen to it
-    told = predictor.class_probability(evidence)
-    return Judgement(failure_probability, rule(evidence.labels, failure_probability, class_probability=told), told)
+    if uses_classes(decision):
+        assert isinstance(predictor, ClassPredictor)  # check_together has seen to it
+        told = predictor.class_probability(evidence)
+        failure_probability = failure_of(told, evidence)
+        return Judgement(failure_probability, rule(evidence.labels, failure_probability, class_probability=told), told)
+    failure_probability = predictor.failure_probability(evidence)
+    return Judgement(failure_probability, rule(evidence.labels, failure_probability))
 
 
 def uses_classes(decision: Rule) -> bool:

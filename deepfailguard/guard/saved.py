@@ -1,18 +1,20 @@
-"""A guard as one folder: ``guard.json``, ``predictor.safetensors``, ``versions/*.safetensors``. No pickle."""
+"""A guard as one folder without pickle: its card, its predictor, what that learned from, and the versions' weights."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.decision.base import Rule
 from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
-from deepfailguard.identity import describe, digest_tensors, rebuild, weights_fingerprint
+from deepfailguard.guard.calibration import Calibration, Service, learned, lessons
+from deepfailguard.guard.calibration_tensors import calibration_of, calibration_tensors, service_of, service_tensors
+from deepfailguard.identity import TARGET, describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
 from deepfailguard.types import Bounds
@@ -22,6 +24,7 @@ from deepfailguard.versions.version import Version, load_weights
 __all__ = ["GuardCard", "SavedGuard", "load_guard", "load_versions", "save_guard"]
 
 _CARD, _PREDICTOR, _VERSIONS = "guard.json", "predictor.safetensors", "versions"
+_CALIBRATION = "calibration.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,9 @@ class GuardCard:
         names: the versions' names, in the order of every (B, N) tensor.
         fingerprints: hashes of their weights.
         cards: their identity cards; None for models that deepfailguard did not train.
-        calibration_accuracy: of each version.
-        calibration_size: how many inputs the predictor learned from.
-        calibration_fingerprint: hash of these inputs and their labels.
+        calibration_accuracy: of each version on the calibration inputs.
+        calibration_size: how many calibration inputs there were; labelled inputs of service come on top.
+        calibration_fingerprint: hash of the calibration inputs and their labels.
         input_shape: (C, H, W).
     """
 
@@ -55,6 +58,32 @@ class GuardCard:
         """Fingerprints by name."""
         return dict(zip(self.names, self.fingerprints, strict=True))
 
+    def columns_without(self, names: Sequence[str]) -> list[int]:
+        """Which versions are left without some of them.
+
+        Raises:
+            ConfigurationError: there is no such version, or none is left.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if isinstance(names, str) or unknown:
+            raise ConfigurationError(
+                f"expected a list of versions to leave out, got {names!r}; the guard has {', '.join(self.names)}"
+            )
+        left = [column for column, name in enumerate(self.names) if name not in names]
+        if not left:
+            raise ConfigurationError(f"without {', '.join(names)} no version is left; leave out fewer")
+        return left
+
+    def of_versions(self, columns: Sequence[int]) -> "GuardCard":
+        """The card of some of the versions."""
+        return replace(
+            self,
+            names=tuple(self.names[column] for column in columns),
+            fingerprints=tuple(self.fingerprints[column] for column in columns),
+            cards=tuple(self.cards[column] for column in columns),
+            calibration_accuracy=tuple(self.calibration_accuracy[column] for column in columns),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SavedGuard:
@@ -65,12 +94,38 @@ class SavedGuard:
         predictor: fitted.
         decision: the rule.
         distance: what told (or tells) the boundary distances; None if the predictor needs none.
+        calibration: what the versions said to calibration inputs.
+        service: what they said to labelled inputs that came later; None if there were none.
     """
 
     card: GuardCard
     predictor: FailurePredictor
     decision: Rule
     distance: DistanceEstimator | None
+    calibration: Calibration
+    service: Service | None = None
+
+    @property
+    def summary(self) -> str:
+        """Versions, predictor and decision in a line."""
+        card = self.card
+        rates = ", ".join(f"{n} ({a:.1%})" for n, a in zip(card.names, card.calibration_accuracy, strict=True))
+        rule = describe(self.decision)[TARGET].rpartition(".")[2]
+        since = (
+            "" if self.service is None else f"; {len(self.service)} labelled inputs since, {self.service.basis} used"
+        )
+        return (
+            f"{len(card.names)} versions, right on {card.calibration_size} calibration inputs: {rates}; "
+            f"{type(self.predictor).__name__}, {rule}{since}"
+        )
+
+    def of_versions(self, columns: list[int]) -> "SavedGuard":
+        """A guard of some of the versions; its predictor is fitted anew on what is kept of them."""
+        calibration = self.calibration.of_versions(columns)
+        service = None if self.service is None else self.service.of_versions(columns)
+        basis = "calibration" if service is None else service.basis
+        predictor = learned(self.predictor, lessons(calibration, service, basis))
+        return SavedGuard(self.card.of_versions(columns), predictor, self.decision, self.distance, calibration, service)
 
 
 def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> None:
@@ -82,6 +137,8 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
         save_tensors(_weights(folder, position, guard.card.names[position]), model.state_dict())
     state = guard.predictor.state()
     save_tensors(folder / _PREDICTOR, state)
+    kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
+    save_tensors(folder / _CALIBRATION, kept)
     content = {
         "classes": list(guard.card.classes),
         "bounds": [guard.card.bounds.low, guard.card.bounds.high],
@@ -99,6 +156,8 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
         "calibration_fingerprint": guard.card.calibration_fingerprint,
         "input_shape": list(guard.card.input_shape),
         "learned": digest_tensors(state),
+        "calibration": digest_tensors(kept),
+        "basis": None if guard.service is None else guard.service.basis,
         "predictor": describe(guard.predictor),
         "decision": describe(guard.decision),
         "distance": describe(guard.distance),
@@ -117,14 +176,29 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
     if not (folder / _CARD).is_file():
         raise FileNotFoundError(f"{folder} holds no guard (no {_CARD}); make one with scripts/train_guard.py or save()")
     content = load_json(folder / _CARD)
+    if "calibration" not in content:
+        raise ConfigurationError(
+            f"{folder} was saved by an older release, which kept nothing of the calibration; fit the guard again"
+        )
     predictor: FailurePredictor = rebuild(content["predictor"], trusted)
-    state = load_tensors(folder / _PREDICTOR).tensors
-    if digest_tensors(state) != content["learned"]:
-        raise CorruptFileError(f"{folder / _PREDICTOR} belongs to another guard than {_CARD}; save the guard again")
-    predictor = predictor.with_state(state)
+    kept = _verified(folder / _CALIBRATION, content["calibration"])
     return SavedGuard(
-        _card(content), predictor, rebuild(content["decision"], trusted), rebuild(content["distance"], trusted)
+        card=_card(content),
+        predictor=predictor.with_state(_verified(folder / _PREDICTOR, content["learned"])),
+        decision=rebuild(content["decision"], trusted),
+        distance=rebuild(content["distance"], trusted),
+        calibration=calibration_of(kept),
+        service=None if content["basis"] is None else service_of(kept, content["basis"]),
     )
+
+
+def _verified(path: Path, expected: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CorruptFileError(f"the guard has lost a part: no file {path}; save the guard again")
+    tensors = load_tensors(path).tensors
+    if digest_tensors(tensors) != expected:
+        raise CorruptFileError(f"{path} belongs to another guard than {_CARD}; save the guard again")
+    return tensors
 
 
 def load_versions(

@@ -1,6 +1,7 @@
 """Asking versions one after the other, each only about the inputs that still need it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,10 +9,10 @@ from torch import Tensor
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.guard.asking import Answers, ask, evidence_of
 from deepfailguard.predictor.base import FailurePredictor, SettlingPredictor
-from deepfailguard.types import NO_ANSWER, Distances, Need
+from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
 from deepfailguard.versions.version import Version
 
-__all__ = ["ask_versions"]
+__all__ = ["ask_versions", "in_turns"]
 
 
 def ask_versions(
@@ -32,6 +33,18 @@ def ask_versions(
         if len(left):
             left = left[~_settled(answers, left, predictor, predictor.needs, stage)]
     return answers
+
+
+def in_turns(evidence: Evidence, predictor: FailurePredictor) -> Evidence:
+    """Evidence of all versions without the answers for which `ask_versions` would not have asked."""
+    if not isinstance(predictor, SettlingPredictor):
+        return evidence
+    labels, left = evidence.labels.clone(), torch.arange(len(evidence))
+    for stage in range(1, evidence.versions):
+        settled = predictor.is_settled(evidence[left].of_versions(list(range(stage))), stage).cpu()
+        labels[left[settled], stage:] = NO_ANSWER
+        left = left[~settled]
+    return replace(evidence, labels=labels, found=evidence.found & (labels != NO_ANSWER))
 
 
 def _settled(

@@ -30,7 +30,7 @@ class GuardParts:
     Attributes:
         predictor: unfitted.
         decision: the rule.
-        distance: tells boundary distances.
+        distance: tells boundary distances, to a predictor that needs them.
     """
 
     predictor: FailurePredictor
@@ -95,7 +95,7 @@ def train_guard(
         splits.calibration,
         predictor=parts.predictor,
         decision=parts.decision,
-        distance=within(parts.distance, splits.bounds) if "distances" in parts.predictor.needs else None,
+        distance=within(parts.distance, splits.bounds),
         classes=splits.classes,
         bounds=splits.bounds,
         cache=cache,

@@ -1,5 +1,6 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,15 +108,9 @@ def test_output_that_is_nan_for_some_inputs_loses_only_those(
 
 
 def test_nobody_answers(guard: GuardedPredictor, models: dict[str, nn.Module]) -> None:
-    broken = GuardedPredictor(
-        [guard.versions[2]],
-        guard.saved.__class__(
-            guard.saved.card,
-            PriorPredictor().with_state({"accuracy": torch.tensor([0.5], dtype=torch.float64)}),
-            majority_vote,
-            None,
-        ),
-    )
+    prior = PriorPredictor().with_state({"accuracy": torch.tensor([0.5], dtype=torch.float64)})
+    saved = replace(guard.saved, predictor=prior, decision=majority_vote, distance=None)
+    broken = GuardedPredictor([guard.versions[2]], saved)
     models["breaks"].mode = "raises"  # type: ignore[assignment]
     verdict = broken(TEST.images[:2])
     assert verdict.labels.tolist() == [-1, -1]
@@ -266,7 +261,7 @@ def test_distances_of_another_model_are_refused(models: dict[str, nn.Module]) ->
         return Distances(torch.zeros(len(x), dtype=torch.int64), torch.ones(len(x)), torch.ones(len(x)).bool())
 
     with pytest.raises(WrongOutputError, match="tell another answer than the model"):
-        GuardedPredictor.fit(models, bars(60, seed=3), distance=stale)
+        GuardedPredictor.fit(models, bars(60, seed=3), predictor=KdePredictor(), distance=stale)
 
 
 def test_a_model_without_weights_cannot_be_cached(models: dict[str, nn.Module], tmp_path: Path) -> None:
@@ -296,10 +291,10 @@ def test_threads_get_the_answers_of_a_single_one(guard: GuardedPredictor) -> Non
 
 
 def test_a_cache_gives_the_same_bits(models: dict[str, nn.Module], tmp_path: Path) -> None:
-    calibration = bars(100, seed=3)
-    live = GuardedPredictor.fit(models, calibration)(TEST.images)
+    calibration, predictor = bars(100, seed=3), KdePredictor()
+    live = GuardedPredictor.fit(models, calibration, predictor=predictor)(TEST.images)
     for _ in range(2):
-        cached = GuardedPredictor.fit(models, calibration, cache=tmp_path)(TEST.images)
+        cached = GuardedPredictor.fit(models, calibration, predictor=predictor, cache=tmp_path)(TEST.images)
         assert torch.equal(live.failure_probability, cached.failure_probability)
 
 

@@ -172,7 +172,8 @@ def test_estimators_that_learn_nothing_are_left_alone(pool: Pool, cards: list[Id
 def test_a_guard_without_pool_or_cache_fits_its_distance(tmp_path: Path) -> None:
     models = {"sure": template_model(0, 0.1), "fair": template_model(1, 0.5)}
     calibration = (SPLITS.calibration.images, SPLITS.calibration.labels)
-    guard = GuardedPredictor.fit(models, calibration, distance=DISTANCES["learned"])
+    kde, distance = KdePredictor(), DISTANCES["learned"]
+    guard = GuardedPredictor.fit(models, calibration, predictor=kde, distance=distance)
     verdict = guard(SPLITS.test.images)
     assert not verdict.degraded
     assert verdict.found.all()
@@ -180,5 +181,5 @@ def test_a_guard_without_pool_or_cache_fits_its_distance(tmp_path: Path) -> None
     again = GuardedPredictor.load(tmp_path, {name: template_model() for name in models})
     assert torch.equal(again(SPLITS.test.images).distance, verdict.distance)
     assert torch.equal(copy.deepcopy(guard)(SPLITS.test.images).distance, verdict.distance)
-    cached = GuardedPredictor.fit(models, calibration, distance=DISTANCES["learned"], cache=tmp_path / "cache")
+    cached = GuardedPredictor.fit(models, calibration, predictor=kde, distance=distance, cache=tmp_path / "cache")
     assert torch.equal(cached(SPLITS.test.images).distance, verdict.distance)
