@@ -9,9 +9,9 @@ trained by the first run and kept in outputs/benchmarks. docs/distance.md explai
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `benchmarks`, `mydataset` and `mymodel` are found
 
-from benchmarks.distances.bars import Bar, Measured, bars_for  # noqa: E402
+from benchmarks.distances.bars import Measured, bars_for  # noqa: E402
 from benchmarks.distances.figures import Row, rows_of  # noqa: E402
 from benchmarks.distances.images import DataName  # noqa: E402
 from benchmarks.distances.memory import WORKS, measure  # noqa: E402
@@ -34,8 +34,9 @@ from benchmarks.distances.peers import (  # noqa: E402
 )
 from benchmarks.distances.plotting import plot  # noqa: E402
 from benchmarks.distances.subjects import SUBJECTS, Recipe, Subject, load_subject  # noqa: E402
-from benchmarks.distances.tables import as_json, bar_lines, memory_line, row_lines  # noqa: E402
+from benchmarks.distances.tables import memory_line, row_lines  # noqa: E402
 from benchmarks.distances.timing import Method, interleave, works  # noqa: E402
+from benchmarks.reporting import Bar, as_json, bar_lines, say, write_json  # noqa: E402
 from deepfailguard.boundary.search.effort import EFFORTS  # noqa: E402
 from deepfailguard.device import resolve_device  # noqa: E402
 from deepfailguard.errors import DataNotFoundError  # noqa: E402
@@ -43,11 +44,6 @@ from deepfailguard.seeding import seed_everything  # noqa: E402
 
 SMALL = ("compact_cnn", "compact_resnet")  # for quick runs, and for what works image by image
 PACKAGES = ("torch", "foolbox", "adv-lib", "adversarial-robustness-toolbox", "numba", "numpy")
-
-
-def say(line: str) -> None:
-    """Progress, beside the results."""
-    print(f"  ... {line}", file=sys.stderr, flush=True)
 
 
 def all_rows(subject: Subject, options: argparse.Namespace) -> dict[str, Row]:
@@ -120,12 +116,6 @@ def version(package: str) -> str | None:
         return None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the figures."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, allow_nan=False))
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,7 +160,8 @@ def main() -> None:
         bars.append(bars_for(results[-1]))
         report(results[-1], bars[-1])
         if options.json:  # after each subject: a run that is cut short leaves what it has
-            write_json(options.json, as_json(settings(options), results, [bar for each in bars for bar in each]))
+            content = {"subjects": [asdict(each) for each in results]}
+            write_json(options.json, as_json(settings(options), content, [bar for each in bars for bar in each]))
     print(f"\nall subjects: {bar_lines([bar for each in bars for bar in each])[-1]}")
     if options.plot:
         plot(results, options.plot)

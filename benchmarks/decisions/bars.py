@@ -7,7 +7,7 @@ from benchmarks.decisions.ensembles import SETTINGS
 from benchmarks.decisions.figures import Row, ShiftRow, rows_of, share_of, shift_rows
 from benchmarks.decisions.outcomes import Outcome
 from benchmarks.decisions.rules import GUARD, PAPER, STACKING
-from benchmarks.distances.bars import Bar
+from benchmarks.reporting import Bar
 
 __all__ = ["Measured", "bars_for", "figures_of"]
 

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.decisions.outcomes import ORACLE, Outcome
 from benchmarks.decisions.rules import GUARD, MAJORITY, RULES, SIMPLE, SOFT_VOTE
+from deepfailguard.evaluation.measures import known_rescue_share, rescue_share
 from deepfailguard.seeding import derive_seed
 
 __all__ = ["Row", "ShiftRow", "best_simple", "is_worse", "rows_of", "share_of", "shift_rows"]
@@ -25,7 +26,7 @@ class Row:
     Attributes:
         rule: its name.
         ensembles: how many.
-        share: of the headroom that it rescues: (mean accuracy - mean majority) / (mean oracle - mean majority).
+        share: of the headroom that it rescues, of the mean accuracies.
         low: lower end of the 95 % interval of the share, from resampled inputs.
         high: its upper end.
         ahead: of the guard's share over this rule's, with the same resamples.
@@ -86,7 +87,8 @@ def share_of(outcomes: Sequence[Outcome], rule: str) -> float:
     """
     majority, best = (fmean(each.accuracy(name) for each in outcomes) for name in (MAJORITY, ORACLE))
     reached = fmean(each.accuracy(rule) for each in outcomes)
-    return (reached - majority) / (best - majority) if best > majority else float("nan")
+    share = known_rescue_share(reached, majority, best)
+    return float("nan") if share is None else share
 
 
 def is_worse(outcome: Outcome, rule: str, other: str, resamples: int = _RESAMPLES) -> bool:
@@ -172,6 +174,5 @@ def _resampled_shares(outcomes: Sequence[Outcome], rules: Sequence[str]) -> dict
         draw = np.random.default_rng(derive_seed(0, "decision benchmark", *key))
         weights = draw.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
         totals += weights @ right.numpy()
-    majority, best = totals[:, names.index(MAJORITY)], totals[:, names.index(ORACLE)]
-    headroom = np.where(best > majority, best - majority, np.nan)
-    return {rule: (totals[:, names.index(rule)] - majority) / headroom for rule in rules}
+    came = {name: torch.from_numpy(totals[:, column]) for column, name in enumerate(names)}
+    return {rule: rescue_share(came[rule], came[MAJORITY], came[ORACLE]).numpy() for rule in rules}

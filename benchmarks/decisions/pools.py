@@ -27,7 +27,18 @@ from mymodel.compact_resnet import CompactResNet
 from mymodel.compact_squeezenet import CompactSqueezeNet
 from mymodel.compact_vgg import CompactVGG
 
-__all__ = ["DATA_NAMES", "DEVELOPMENT", "FAULTS", "DataName", "Draw", "Member", "PoolPlan", "Sizes", "train_pool"]
+__all__ = [
+    "DATA_NAMES",
+    "DEVELOPMENT",
+    "FAMILIES",
+    "FAULTS",
+    "DataName",
+    "Draw",
+    "Member",
+    "PoolPlan",
+    "Sizes",
+    "train_pool",
+]
 
 DataName = Literal["digits", "fashion_mnist", "cifar10"]
 DATA_NAMES: Final[tuple[DataName, ...]] = ("digits", "fashion_mnist", "cifar10")
@@ -39,7 +50,7 @@ FAULTS: Final[dict[str, Any]] = {
     "gaussian_weight_noise": GaussianWeightNoise(sigma=0.3),
     "stuck_channels": StuckChannels(value=5.0, rate=0.02),
 }
-_FAMILIES: Final = (CompactResNet, CompactAlexNet, CompactDenseNet, CompactVGG, CompactSqueezeNet)
+FAMILIES: Final = (CompactResNet, CompactAlexNet, CompactDenseNet, CompactVGG, CompactSqueezeNet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +129,14 @@ class PoolPlan:
     @property
     def members(self) -> tuple[Member, ...]:
         """Who is in the pool, in the order of `requests`: sound ones first."""
-        return tuple(Member(family.__name__, fault) for fault in (None, *self.faults) for family in _FAMILIES)
+        return tuple(Member(family.__name__, fault) for fault in (None, *self.faults) for family in FAMILIES)
 
     def requests(self) -> Iterator[TrainRequest]:
         """The versions, sound ones first."""
         source, recipe = _Loaded(self.draw), Recipe(epochs=self.epochs, learning_rate=3e-3, weight_decay=0.01)
         channels = source.splits.input_shape[0]
         for faults in ((), *((FAULTS[name],) for name in self.faults)):
-            for family in _FAMILIES:
+            for family in FAMILIES:
                 yield TrainRequest(source, family(channels=channels), recipe, faults, self.draw.seed)
 
 

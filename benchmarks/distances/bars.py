@@ -1,14 +1,14 @@
 """What the searches and estimates have to reach, each with its figure."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmarks.distances.figures import Quality, Row
 from benchmarks.distances.ours import BALANCED, ESTIMATES, FAST, LEARNED, TIGHT
 from benchmarks.distances.peers import FOOLBOX_DEFAULT, PATIENT
+from benchmarks.reporting import Bar
 
-__all__ = ["Bar", "Measured", "bars_for", "best_reference"]
+__all__ = ["Measured", "bars_for", "best_reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,35 +30,6 @@ class Measured:
     rows: Mapping[str, Row]
     patient: Mapping[str, Row]
     memory: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One requirement.
-
-    Attributes:
-        subject: on which.
-        text: what is measured.
-        figure: NaN if it was not measured, for the reason that `note` gives.
-        limit: what it is held against.
-        at_least: whether the figure must be at least the limit; else at most.
-        note: what the reader needs besides.
-    """
-
-    subject: str
-    text: str
-    figure: float
-    limit: float
-    at_least: bool = False
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """`reached`, `MISSED` or `not measured`."""
-        if math.isnan(self.figure):
-            return "not measured"
-        reached = self.figure >= self.limit if self.at_least else self.figure <= self.limit
-        return "reached" if reached else "MISSED"
 
 
 def bars_for(measured: Measured) -> list[Bar]:

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from deepfailguard.types import Distances
 
 __all__ = ["Method", "Outcome", "Trace", "interleave", "rotated", "timed", "works"]
 
+T = TypeVar("T")
 Outcome = Tensor | Distances
 """Changed images (B, ...), or distances that were verified already."""
 
@@ -95,10 +96,10 @@ def works(method: Method, model: nn.Module, chunk: Tensor, say: Callable[[str], 
     return True
 
 
-def rotated(methods: Sequence[Method], turn: int) -> list[Method]:
-    """The same methods, starting elsewhere in each turn."""
-    start = turn % len(methods)
-    return [*methods[start:], *methods[:start]]
+def rotated(items: Sequence[T], turn: int) -> list[T]:
+    """The same items, starting elsewhere in each turn."""
+    start = turn % len(items)
+    return [*items[start:], *items[:start]]
 
 
 def timed(work: Callable[[], Outcome], device: torch.device) -> tuple[float, Outcome]:

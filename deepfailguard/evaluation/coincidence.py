@@ -15,7 +15,8 @@ import torch
 from scipy.stats import binom, hypergeom
 from torch import Tensor
 
-from deepfailguard.errors import ConfigurationError, DataFormatError
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.evaluation.measures import check_answers
 from deepfailguard.evaluation.report.figures import decimal, percent
 from deepfailguard.types import NO_ANSWER
 
@@ -196,17 +197,7 @@ def failures_of(labels: Tensor, truth: Tensor) -> Tensor:
     Raises:
         DataFormatError: other shapes or types, no input, no version, or a true label below 0.
     """
-    if labels.ndim != 2 or 0 in labels.shape or labels.dtype != torch.int64:
-        raise DataFormatError(
-            f"labels must be int64 (B, N) with B, N >= 1, got {labels.dtype} {tuple(labels.shape)}; "
-            "give one column per version"
-        )
-    if truth.shape != labels.shape[:1] or truth.dtype != torch.int64:
-        raise DataFormatError(
-            f"truth must be int64 ({len(labels)},) like the inputs, got {truth.dtype} {tuple(truth.shape)}"
-        )
-    if int(truth.min()) < 0:
-        raise DataFormatError(f"true labels must be >= 0 (-1 means no answer), got {int(truth.min())}")
+    check_answers(labels, truth)
     return (labels != truth[:, None]).detach().cpu()
 
 

@@ -2,12 +2,21 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deepfailguard.errors import DataFormatError
 from deepfailguard.types import Decision
 
-__all__ = ["EnsembleMeasures", "ErrorClass", "measure_ensemble", "oracle"]
+__all__ = [
+    "EnsembleMeasures",
+    "ErrorClass",
+    "check_answers",
+    "known_rescue_share",
+    "measure_ensemble",
+    "oracle",
+    "rescue_share",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +82,8 @@ class EnsembleMeasures:
 
     @property
     def rescue_share(self) -> float | None:
-        """(guard - majority) / headroom, at most 1 (the paper's relative improvement); None without headroom."""
-        return self.absolute_improvement / self.headroom if self.oracle > self.majority else None
+        """Share of the headroom that the guard wins (the paper's relative improvement); None without headroom."""
+        return known_rescue_share(self.guard, self.majority, self.oracle)
 
     @property
     def revised(self) -> int:
@@ -112,6 +121,30 @@ def oracle(labels: Tensor, truth: Tensor) -> Tensor:
     [True, False]
     """
     return (labels == truth[:, None]).any(1)
+
+
+def rescue_share(guard: Tensor, majority: Tensor, oracle: Tensor) -> Tensor:
+    """(guard - majority) / (oracle - majority), float64, value by value; NaN without headroom.
+
+    At most 1 for a guard that chooses among the given answers, below 0 for one that is worse than the majority vote.
+
+    Args:
+        guard: accuracies, or counts of right answers, of any shape.
+        majority: those of the majority vote.
+        oracle: those of the oracle.
+
+    >>> rescue_share(torch.tensor([0.75, 0.5]), torch.tensor(0.5), torch.tensor([1.0, 0.5])).tolist()
+    [0.5, nan]
+    """
+    headroom = (oracle - majority).double()
+    return torch.where(headroom > 0, (guard - majority).double() / headroom, torch.nan)
+
+
+def known_rescue_share(guard: float, majority: float, oracle: float) -> float | None:
+    """The same of three accuracies; None without headroom."""
+    accuracies = torch.tensor([guard, majority, oracle], dtype=torch.float64)
+    share = float(rescue_share(*accuracies))
+    return None if share != share else share
 
 
 def measure_ensemble(
@@ -165,13 +198,36 @@ def _share(chosen: Tensor) -> float:
     return int(chosen.sum()) / len(chosen)
 
 
-def _check(labels: Tensor, truth: Tensor, decisions: tuple[Decision, ...], best_single: int) -> None:
-    if labels.ndim != 2 or labels.shape[0] == 0 or labels.shape[1] == 0:
-        raise DataFormatError(f"labels must be (B, N) with B, N >= 1, got {tuple(labels.shape)}")
-    for name, each in (("truth", truth), *(("a decision's labels", decision.labels) for decision in decisions)):
-        if each.shape != labels.shape[:1]:
-            raise DataFormatError(f"{name} must be ({len(labels)},) like the inputs, got {tuple(each.shape)}")
-    if int(truth.min()) < 0:
+def check_answers(labels: Tensor, truth: Tensor, *, least: int = 1) -> None:
+    """Refuse answers and truth that do not fit together.
+
+    Args:
+        labels: (B, N) int64, -1 for no answer.
+        truth: (B,) int64 in [0, K).
+        least: how many inputs there must be; 0 for a batch among others, which may be empty.
+
+    Raises:
+        DataFormatError: other shapes or types, too few inputs, no version, or a true label below 0.
+    """
+    if labels.ndim != 2 or labels.shape[1] == 0 or len(labels) < least or labels.dtype != torch.int64:
+        raise DataFormatError(
+            f"labels must be int64 (B, N) with {'B, N' if least else 'N'} >= 1, "
+            f"got {labels.dtype} {tuple(labels.shape)}; give one column per version"
+        )
+    if truth.shape != labels.shape[:1] or truth.dtype != torch.int64:
+        raise DataFormatError(
+            f"truth must be int64 ({len(labels)},) like the inputs, got {truth.dtype} {tuple(truth.shape)}"
+        )
+    if bool((truth < 0).any()):
         raise DataFormatError(f"true labels must be >= 0 (-1 means no answer), got {int(truth.min())}")
+
+
+def _check(labels: Tensor, truth: Tensor, decisions: tuple[Decision, ...], best_single: int) -> None:
+    check_answers(labels, truth)
+    for decision in decisions:
+        if decision.labels.shape != truth.shape:
+            raise DataFormatError(
+                f"a decision's labels must be ({len(labels)},) like the inputs, got {tuple(decision.labels.shape)}"
+            )
     if not 0 <= best_single < labels.shape[1]:
         raise DataFormatError(f"best_single must be in [0, {labels.shape[1]}), got {best_single}")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from deepfailguard.decision.base import DecisionRule
 from deepfailguard.errors import DataFormatError
-from deepfailguard.evaluation.coincidence import failures_of, holm_corrected, names_of
+from deepfailguard.evaluation.coincidence import holm_corrected, names_of
 from deepfailguard.evaluation.intervals import Interval, paired_difference
+from deepfailguard.evaluation.measures import check_answers
 from deepfailguard.evaluation.report.figures import percent, points
 from deepfailguard.evaluation.trial import TIE_AWARE_VOTE, Outcome, trial_of
 
@@ -154,7 +155,7 @@ def membership_changes(
     >>> changes.best.action
     'swap version 0 for version 1'
     """
-    failures_of(labels, truth)
+    check_answers(labels, truth)
     answers = labels if candidates is None else _beside(labels, candidates)
     trial = trial_of(answers, truth, rule, failure_probability, seed=seed)
     named, now = names_of(names, answers.shape[1]), list(range(labels.shape[1]))

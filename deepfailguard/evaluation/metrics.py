@@ -22,7 +22,7 @@ from deepfailguard.evaluation.failure_prediction import (
     coverage_at_risk,
     false_positive_rate,
 )
-from deepfailguard.evaluation.measures import oracle
+from deepfailguard.evaluation.measures import check_answers, oracle, rescue_share
 from deepfailguard.evaluation.ties import check_predictions
 from deepfailguard.torchvision_import import import_torchvision
 
@@ -188,7 +188,7 @@ class _RightAnswers(Metric):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def _count(self, labels: Tensor, truth: Tensor) -> None:
-        _check(labels, truth)
+        check_answers(labels, truth, least=0)
         # Failure probabilities do not decide this vote; ties go to the smallest label as in the paper.
         majority = majority_vote(labels, torch.zeros(labels.shape, device=labels.device))
         self.inputs += len(truth)
@@ -225,11 +225,9 @@ class Headroom(_RightAnswers):
 
 
 class RescueShare(_RightAnswers):
-    """(guard - majority) / headroom: how much of what a choice among the answers can add the guard does add.
+    """How much of what a choice among the answers can add the guard does add; see `rescue_share` of `measures`.
 
-    At most 1, below 0 for a guard worse than the majority vote, NaN without headroom; as
-    `EnsembleMeasures.rescue_share` (the paper's relative improvement). The counts of all batches are divided,
-    never averaged shares of batches.
+    The paper's relative improvement. The counts of all batches are divided, never averaged shares of batches.
 
     >>> metric = RescueShare()
     >>> labels, truth = torch.tensor([[0, 0, 1], [1, 1, 0], [2, 2, 0]]), torch.tensor([0, 0, 0])
@@ -267,15 +265,4 @@ class RescueShare(_RightAnswers):
 
     def compute(self) -> Tensor:
         """Rescue share over all batches: float64 scalar, NaN without inputs or headroom."""
-        headroom = self.oracle_right - self.majority_right
-        gained = (self.guard_right - self.majority_right).double()
-        return torch.where(headroom > 0, gained / headroom, _UNDEFINED)
-
-
-def _check(labels: Tensor, truth: Tensor) -> None:
-    if labels.ndim != 2 or labels.shape[1] == 0 or labels.dtype != torch.int64:
-        raise DataFormatError(f"labels must be int64 (B, N) with N >= 1, got {labels.dtype} {tuple(labels.shape)}")
-    if truth.shape != labels.shape[:1]:
-        raise DataFormatError(f"truth must be ({len(labels)},) like the inputs, got {tuple(truth.shape)}")
-    if bool((truth < 0).any()):
-        raise DataFormatError(f"true labels must be >= 0 (-1 means no answer), got {int(truth.min())}")
+        return rescue_share(self.guard_right, self.majority_right, self.oracle_right)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepfailguard.decision.rules import highest_posterior, majority_vote
 from deepfailguard.errors import ConfigurationError
+from deepfailguard.evaluation.measures import known_rescue_share
 from deepfailguard.evaluation.records import Member
 from deepfailguard.predictor.base import FailurePredictor
 
@@ -62,7 +63,7 @@ class StudyRow:
     @property
     def rescue_share(self) -> float | None:
         """Share of the headroom between majority and oracle that the rule wins; None without headroom."""
-        return _share(self.accuracy, self.majority, self.oracle)
+        return known_rescue_share(self.accuracy, self.majority, self.oracle)
 
     def as_dict(self) -> dict[str, Any]:
         """As a flat row."""
@@ -206,10 +207,6 @@ def _accuracy(labels: Tensor, truth: Tensor) -> float:
     return float((labels == truth).double().mean())
 
 
-def _share(accuracy: float, majority: float, oracle: float) -> float | None:
-    return None if oracle <= majority else (accuracy - majority) / (oracle - majority)
-
-
 def _summary(setting: str, size: int, rule: str, rows: Sequence[StudyRow]) -> StudySummary:
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(rows)
@@ -225,6 +222,6 @@ def _summary(setting: str, size: int, rule: str, rows: Sequence[StudyRow]) -> St
         majority=majority,
         best_single=mean(row.best_single for row in rows),
         oracle=oracle,
-        rescue_share=_share(accuracy, majority, oracle),
+        rescue_share=known_rescue_share(accuracy, majority, oracle),
         worse_than_majority=mean(float(row.accuracy < row.majority) for row in rows),
     )

@@ -13,6 +13,7 @@ from deepfailguard.decision.base import DecisionRule
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.evaluation.coincidence import failures_of, names_of
 from deepfailguard.evaluation.intervals import Interval, paired_difference
+from deepfailguard.evaluation.measures import check_answers
 from deepfailguard.evaluation.report.figures import percent, points
 from deepfailguard.evaluation.trial import TIE_AWARE_VOTE, trial_of
 
@@ -150,7 +151,7 @@ def gate_swap(
     >>> gate.allowed, gate.objections[0][:27]
     (False, 'the ensemble would be worse')
     """
-    failures_of(labels, truth)
+    check_answers(labels, truth)
     _check(labels, newcomer, leaving)
     versions = labels.shape[1]
     answers, named = torch.cat([labels, newcomer[:, None]], dim=1), names_of(names, versions + 1)

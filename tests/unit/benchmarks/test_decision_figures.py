@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decisions import figures, tables
+from benchmarks import reporting
+from benchmarks.decisions import figures
 from benchmarks.decisions.bars import Measured, bars_for, figures_of
 from benchmarks.decisions.figures import Row, best_simple, is_worse, rows_of, share_of, shift_rows
 from benchmarks.decisions.outcomes import ORACLE, Outcome
@@ -24,8 +25,8 @@ from benchmarks.decisions.rules import (
     STACKING,
     TIES_BY_ACCURACY,
 )
-from benchmarks.decisions.tables import as_json, row_lines, setting_lines, shift_lines
-from benchmarks.distances.bars import Bar
+from benchmarks.decisions.tables import as_plain, row_lines, setting_lines, shift_lines
+from benchmarks.reporting import Bar, as_json
 from deepfailguard.evaluation.intervals import paired_difference
 
 COUNT = 1000
@@ -51,7 +52,7 @@ def bar(bars: list[Bar], part: str) -> Bar:
     return found
 
 
-@pytest.mark.parametrize("module", [figures, tables], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [figures, reporting], ids=lambda module: module.__name__)
 def test_doctests(module: ModuleType) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
@@ -167,7 +168,7 @@ def test_tables_have_a_line_for_each_rule() -> None:
 
 def test_json_has_no_nan_and_all_figures() -> None:
     bars = [Bar("digits", "nothing", math.nan, 1.0)]
-    content = json.loads(json.dumps(as_json({"seeds": [0]}, [measured()], bars), allow_nan=False))
+    content = json.loads(json.dumps(as_json({"seeds": [0]}, {"data": [as_plain(measured())]}, bars), allow_nan=False))
     (data,) = content["data"]
     assert {row["rule"] for row in data["by_versions"]["2"]} == set(BASE)
     assert content["bars"][0]["figure"] is None

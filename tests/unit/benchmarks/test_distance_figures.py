@@ -3,17 +3,19 @@
 import doctest
 import json
 import math
+from dataclasses import asdict
 from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks.distances import figures, tables
-from benchmarks.distances.bars import Bar, Measured, bars_for, best_reference
+from benchmarks.distances.bars import Measured, bars_for, best_reference
 from benchmarks.distances.figures import Quality, Range, Row, quality_of, range_of, rank_correlation, rows_of
 from benchmarks.distances.peers import ALMA, FAB, FOOLBOX, FOOLBOX_DEFAULT, SUPER_DEEPFOOL
-from benchmarks.distances.tables import as_json, bar_lines, row_lines
+from benchmarks.distances.tables import row_lines
 from benchmarks.distances.timing import Trace
+from benchmarks.reporting import Bar, as_json, bar_lines
 from deepfailguard.types import Distances
 
 BALANCED, FAST, TIGHT, LEARNED = "ours, balanced", "ours, fast", "ours, tight", "LearnedDistance"
@@ -144,7 +146,7 @@ def test_tables_name_every_method_and_line_up() -> None:
 
 def test_json_has_null_where_nothing_was_measured() -> None:
     result = measured()
-    content = as_json({"threads": 1}, [result], bars_for(result))
+    content = as_json({"threads": 1}, {"subjects": [asdict(result)]}, bars_for(result))
     text = json.dumps(content, allow_nan=False)
     assert json.loads(text)["subjects"][0]["rows"][BALANCED]["quality"]["median"] == 0.9
     assert None in [each["figure"] for each in content["bars"]]

@@ -5,7 +5,14 @@ import torch
 
 from deepfailguard.decision.rules import highest_posterior, majority_vote, single_version
 from deepfailguard.errors import DataFormatError
-from deepfailguard.evaluation.measures import EnsembleMeasures, measure_ensemble, oracle
+from deepfailguard.evaluation.measures import (
+    EnsembleMeasures,
+    check_answers,
+    known_rescue_share,
+    measure_ensemble,
+    oracle,
+    rescue_share,
+)
 from deepfailguard.seeding import generator
 
 # Truth is 0 throughout; versions A, B, C by column.
@@ -90,6 +97,25 @@ def test_without_headroom_there_is_no_rescue_share() -> None:
     assert measures.rescue_share is None
 
 
+def test_the_rescue_share_of_counts_and_of_accuracies_is_one() -> None:
+    guard, majority, best = torch.tensor([9, 4, 7]), torch.tensor([5, 5, 7]), torch.tensor([7, 7, 7])
+    shares = rescue_share(guard, majority, best)
+    assert shares[:2].tolist() == [2.0, -0.5]
+    assert bool(shares[2].isnan())
+    assert known_rescue_share(0.9, 0.5, 0.7) == pytest.approx(2.0)
+    assert known_rescue_share(0.7, 0.7, 0.7) is None
+
+
+def test_answers_that_do_not_fit_the_truth_are_refused() -> None:
+    check_answers(LABELS[:0], TRUTH[:0], least=0)
+    with pytest.raises(DataFormatError, match=r"\(B, N\) with N >= 1, got torch.int64 \(6, 0\)"):
+        check_answers(LABELS[:, :0], TRUTH, least=0)
+    with pytest.raises(DataFormatError, match=r"B, N >= 1, got torch.int64 \(0, 3\)"):
+        check_answers(LABELS[:0], TRUTH[:0])
+    with pytest.raises(DataFormatError, match=r"truth must be int64 \(6,\) like the inputs, got torch.float32"):
+        check_answers(LABELS, TRUTH.float())
+
+
 def test_a_guard_that_always_abstains_has_no_answered_accuracy() -> None:
     guard = highest_posterior(LABELS, torch.ones(6, 3), abstain_above=0.5)
     measures = measure_ensemble(LABELS, TRUTH, guard, guard, 0)
@@ -111,7 +137,7 @@ def test_oracle_ignores_missing_answers() -> None:
 
 def test_wrong_input() -> None:
     vote = majority_vote(LABELS, FAILURE)
-    with pytest.raises(DataFormatError, match=r"truth must be \(6,\)"):
+    with pytest.raises(DataFormatError, match=r"truth must be int64 \(6,\)"):
         measure_ensemble(LABELS, TRUTH[:5], vote, vote, 0)
     with pytest.raises(DataFormatError, match=r"decision's labels must be \(6,\)"):
         measure_ensemble(LABELS, TRUTH, majority_vote(LABELS[:2], FAILURE[:2]), vote, 0)

@@ -1,0 +1,48 @@
+"""Failure prediction: do predicted failure probabilities tell wrong answers better than every single score?
+
+    python benchmarks/failures.py [--quick | --development] [--data digits ...] [--json PATH]
+
+Every version of the pools of decision.py is judged in ensembles of three, and alone. The predictors learn from the
+answers of the very versions that they judge to calibration inputs, and from changed inputs; they never see another
+faulty version, so that every fault is one that was not seen in training. docs/decision.md explains the figures.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchmarks`, `mydataset`, `mymodel` are found
+
+from benchmarks.decisions.keeping import JOINT, digest_of_code
+from benchmarks.decisions.options import Told, asked, finished, parser_of, run
+from benchmarks.decisions.pools import DataName
+from benchmarks.failing.figures import as_plain, bars_for, judge_lines, version_lines
+from benchmarks.failing.measuring import Judged, judge_pool
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--draws", type=int, default=4, help="ensembles that each version takes part in, at least")
+    return finished(parser, {"draws": 1})
+
+
+def main() -> None:
+    """Measure, print, and write what was asked for."""
+    options = arguments()
+    code = digest_of_code(*JOINT)
+
+    def told_of(data: DataName) -> Told:
+        judged: list[Judged] = []
+        for seed in options.seeds:
+            folder = options.kept / "judged" / f"{data}-{seed}"
+            judged += judge_pool(asked(data, seed, options), options.draws, folder, code)
+        lines = [f"\n{data}: means over versions", *judge_lines(judged)]
+        lines += [f"\n{data}: the joint predictor in ensembles of 3 against all single scores", *version_lines(judged)]
+        return Told(lines, as_plain(data, judged), bars_for(data, judged))
+
+    run(options, told_of, code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The benchmark of cascades: orders, replay, costs, bars."""
+
+import doctest
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.cascades import measuring
+from benchmarks.cascades.figures import as_plain, bars_for, row_lines, row_of
+from benchmarks.cascades.measuring import ORDERS, Cascade, in_order, measure_cascades, replayed
+from benchmarks.cascades.timing import family_seconds, seconds_of
+from benchmarks.decisions.ensembles import Ensemble
+from benchmarks.decisions.evidence import PoolEvidence, Said
+from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part
+from benchmarks.decisions.pools import FAMILIES, Member
+from deepfailguard.data.base import ImageSet
+from deepfailguard.faults.rehearsal import KINDS
+from deepfailguard.predictor.staged import StagedPredictor
+from deepfailguard.seeding import generator
+
+CLASSES = 3
+
+
+def test_doctests() -> None:
+    results = doctest.testmod(measuring)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def pool_evidence() -> PoolEvidence:
+    """Three versions, each surer where it is right."""
+    parts, said = {}, {}
+    for name in (CALIBRATION, TEST, *map(rehearsed_part, KINDS)):
+        random, count = generator(0, "cascades", name), 120 if name == CALIBRATION else 60
+        labels = torch.randint(CLASSES, (count,), generator=random)
+        source = torch.arange(count) if name.startswith("rehearsed") else None
+        parts[name] = Part(ImageSet(torch.rand(count, 1, 2, 2, generator=random), labels), source)
+        truth = torch.nn.functional.one_hot(labels, CLASSES)
+        logits = [3 * truth + torch.randn(count, CLASSES, generator=random) for _ in range(3)]
+        said[name] = tuple(Said(x, x, torch.zeros(0), torch.zeros(0).bool()) for x in logits)
+    members = tuple(Member(family, None) for family in "ABC")
+    return PoolEvidence("digits", 107, members, ("a", "b", "c"), parts, said)
+
+
+def fitted(pool: PoolEvidence) -> StagedPredictor:
+    return StagedPredictor().fit(pool.of(CALIBRATION, [0, 1, 2]), pool.truth(CALIBRATION))
+
+
+def test_a_cascade_that_never_settles_is_the_joint_predictor() -> None:
+    pool = pool_evidence()
+    predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
+    predictor.thresholds_ = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+    stage, labels = replayed(predictor, asked)
+    assert stage.tolist() == [3] * 60
+    assert torch.equal(labels, predictor.stages_[-1].class_probability(asked).argmax(1))
+
+
+def test_a_cascade_that_settles_at_once_asks_the_first_version_alone() -> None:
+    pool = pool_evidence()
+    predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
+    predictor.thresholds_ = torch.ones(3, dtype=torch.float64)
+    stage, labels = replayed(predictor, asked)
+    assert stage.tolist() == [1] * 60
+    assert torch.equal(labels, predictor.stages_[0].class_probability(asked.of_versions([0])).argmax(1))
+
+
+def test_doubtful_inputs_go_on() -> None:
+    pool = pool_evidence()
+    predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
+    first = 1 - predictor.stages_[0].class_probability(asked.of_versions([0])).amax(1)
+    predictor.thresholds_ = torch.tensor([float(first.median()), -1.0, 1.0], dtype=torch.float64)
+    stage, _ = replayed(predictor, asked)
+    assert torch.equal(stage, torch.where(first <= first.median(), 1, 3))
+
+
+def test_orders() -> None:
+    members, accuracy, seconds = [4, 5, 6], [0.9, 0.9, 0.6], [2.0, 1.0, 0.5]
+    assert in_order("best first", members, accuracy, seconds) == [5, 4, 6]
+    assert in_order("cheapest first", members, accuracy, seconds) == [6, 5, 4]
+    assert in_order("accuracy per cost", members, accuracy, seconds) == [6, 5, 4]
+    assert in_order("cheapest first", members, accuracy, [1.0, 1.0, 1.0]) == [4, 5, 6]
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    pool, ensembles = pool_evidence(), [Ensemble("sound", (0, 1, 2))]
+    first = list(measure_cascades(pool, ensembles, {"A": 1.0, "B": 2.0, "C": 3.0}, tmp_path, "code"))
+    again = list(measure_cascades(pool, ensembles, {"A": 9.0, "B": 9.0, "C": 9.0}, tmp_path, "code"))
+    assert [each.order for each in first] == list(ORDERS)
+    assert len(list(tmp_path.iterdir())) == 3
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.costs, other.costs)
+        assert (one.cost, one.versions, one.loss) == (other.cost, other.versions, other.loss)
+        assert one.costs.mean().item() == pytest.approx(1.0)
+    cheapest = next(each for each in first if each.order == "cheapest first")
+    assert cheapest.costs.tolist() == [0.5, 1.0, 1.5]
+    assert cheapest.judging > 0
+
+
+def right(count: int) -> Tensor:
+    return torch.arange(100) < count
+
+
+def cascade(order: str = "best first", setting: str = "sound", late: int = 20, answers: int = 90) -> Cascade:
+    """Of a hundred inputs the last ones ask two versions, the others one."""
+    stage = torch.where(torch.arange(100) >= 100 - late, 2, 1)
+    costs = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    return Cascade("digits", setting, order, 1.25, costs, 0.1, stage, right(answers), right(91), right(80))
+
+
+def test_costs_are_of_the_versions_that_were_asked() -> None:
+    told = cascade()
+    assert told.versions == pytest.approx(1.2)
+    assert told.cost == pytest.approx(0.8 * 0.5 + 0.2 * 2.0 + 0.1)
+    assert told.loss == pytest.approx(0.01)
+
+
+def test_rows_are_means_over_ensembles() -> None:
+    row = row_of([cascade(), cascade(late=40, answers=91)], "sound")
+    assert row.versions == pytest.approx(1.3)
+    assert row.cascade == pytest.approx(0.905)
+    assert (row.full, row.single) == (0.91, 0.8)
+    assert row.loss == pytest.approx(0.005)
+    assert row.worst == pytest.approx(0.01)
+
+
+def test_bars_in_each_order() -> None:
+    cascades = [cascade(order, setting) for order in ORDERS for setting in ("sound", "mixed")]
+    bars = bars_for("digits", cascades)
+    assert len(bars) == 3 * len(ORDERS) + 1
+    verdicts = {bar.text.split(": ")[1]: bar.verdict for bar in bars if bar.text.startswith("best first")}
+    assert list(verdicts.values()) == ["reached", "MISSED", "reached"]
+    assert bars[-1].figure == 0
+    assert {bar.verdict for bar in bars_for("digits", [cascade(late=60, answers=91)])} == {"MISSED", "reached"}
+
+
+def test_tables_have_a_line_for_each_order_and_setting() -> None:
+    cascades = [cascade(order, setting) for order in ORDERS for setting in ("sound", "mixed")]
+    assert len(row_lines(cascades)) == 1 + 3 * 3
+    rows = json.loads(json.dumps(as_plain("digits", cascades), allow_nan=False))["rows"]
+    assert [row["setting"] for row in rows[:3]] == ["sound", "mixed", "all"]
+
+
+def test_every_family_is_timed() -> None:
+    told = family_seconds(torch.rand(4, 1, 16, 16), CLASSES, torch.device("cpu"))
+    assert set(told) == {family.__name__ for family in FAMILIES}
+    assert min(told.values()) > 0
+
+
+def test_works_take_turns() -> None:
+    turns: list[str] = []
+
+    def work(name: str) -> Tensor:
+        turns.append(name)
+        return torch.zeros(1)
+
+    seconds_of({"a": lambda: work("a"), "b": lambda: work("b")}, torch.device("cpu"))
+    assert turns[:6] == ["a", "b", "a", "b", "b", "a"]
