@@ -10,7 +10,7 @@ from deepfailguard.guard.saved import GuardCard, SavedGuard
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.types import NO_ANSWER
 
-__all__ = ["checked_images", "verdict_of"]
+__all__ = ["answerable", "checked_images", "verdict_of"]
 
 
 def checked_images(images: Tensor, card: GuardCard) -> Tensor:
@@ -31,6 +31,18 @@ def checked_images(images: Tensor, card: GuardCard) -> Tensor:
         low, high = card.bounds.low, card.bounds.high
         raise DataFormatError(f"expected floating point images in [{low}, {high}], got {images.dtype}")
     return images.float()
+
+
+def answerable(images: Tensor, card: GuardCard) -> tuple[Tensor, Tensor]:
+    """Positions (G,) on the CPU and the images that are finite and in the bounds, as float32.
+
+    Raises:
+        DataFormatError: another shape than in calibration, or not floating point.
+    """
+    images = checked_images(images, card)
+    outside = card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
+    good = (~outside).nonzero().flatten().cpu()
+    return good, images[good.to(images.device)]
 
 
 def verdict_of(saved: SavedGuard, answers: list[Answers], good: Tensor, batch: int) -> Verdict:

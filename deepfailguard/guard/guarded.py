@@ -14,7 +14,8 @@ from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
 from deepfailguard.decision.base import Rule
 from deepfailguard.decision.risk import RiskBound
-from deepfailguard.guard.answering import checked_images, verdict_of
+from deepfailguard.guard.answering import answerable, verdict_of
+from deepfailguard.guard.asking import Answers
 from deepfailguard.guard.calibrating import (
     calibrate,
     check_inside,
@@ -146,14 +147,21 @@ class GuardedPredictor(nn.Module):
         Raises:
             DataFormatError: the batch has another shape or dtype.
         """
-        images = checked_images(images, self.saved.card)
-        outside = self.saved.card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
-        good = (~outside).nonzero().flatten().cpu()
-        asked = images[good.to(images.device)]
-        with self._one_at_a_time:
-            saved = self.saved  # an update must not come between asking and judging
-            answers = ask_versions(self.versions, self._estimators, asked, saved.predictor)
+        good, asked = answerable(images, self.saved.card)
+        saved, answers = self.ask(asked)
         return verdict_of(saved, answers, good, len(images))
+
+    def ask(self, images: Tensor, columns: Sequence[int] | None = None) -> tuple[SavedGuard, list[Answers]]:
+        """Answers of the versions, and what there is to judge them by.
+
+        Args:
+            images: (B, C, H, W) float32, finite and in the bounds.
+            columns: positions of the versions that are asked; all if None.
+        """
+        columns = range(len(self.models)) if columns is None else columns
+        with self._one_at_a_time:  # an update must not come between asking and judging
+            versions, estimators = [self.versions[c] for c in columns], [self._estimators[c] for c in columns]
+            return self.saved, ask_versions(versions, estimators, images, self.saved.predictor)
 
     def predict(self, images: Tensor) -> Tensor:
         """Labels (B,) int64; -1 where the guard abstains."""

@@ -28,8 +28,8 @@ class VersionHealth:
 
     @property
     def healthy(self) -> bool:
-        """Whether it answered every input."""
-        return self.answered == self.asked
+        """Whether it answered every input; one in quarantine was asked nothing, and has a problem."""
+        return self.answered == self.asked and not self.problem
 
 
 @dataclass(frozen=True, slots=True, repr=False)

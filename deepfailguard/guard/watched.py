@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
-from deepfailguard.guard.answering import checked_images, verdict_of
+from deepfailguard.guard.answering import answerable, verdict_of
 from deepfailguard.guard.asking import Answers, evidence_of
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.quarantine import Quarantine
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.statistics import scores_of, usable_scores
-from deepfailguard.guard.turns import ask_versions
 from deepfailguard.guard.verdict import Verdict, VersionHealth
 from deepfailguard.guard.watch_report import Quarantined, WatchReport
 from deepfailguard.guard.watching import VersionWatch
@@ -104,12 +103,9 @@ class WatchedGuard:
         Raises:
             DataFormatError: the batch has another shape or dtype.
         """
-        card = self.guard.saved.card
-        images = checked_images(images, card)
-        outside = card.bounds.outside(images) if len(images) else torch.zeros(0, dtype=torch.bool)
-        good = (~outside).nonzero().flatten().cpu()
+        good, asked = answerable(images, self.guard.saved.card)
         with self._one_at_a_time:
-            answered = self._judge(self._ask(images[good.to(images.device)]), good, len(images))
+            answered = self._judge(self._ask(asked), good, len(images))
         return self._told(answered)
 
     def judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> Verdict:
@@ -185,12 +181,10 @@ class WatchedGuard:
 
     def _ask(self, images: Tensor) -> list[Answers]:
         """Answers of all N versions to images; those in quarantine are not asked."""
-        guard, active = self.guard, self._quarantine.active
-        versions, estimators = [guard.versions[v] for v in active], [guard._estimators[v] for v in active]
-        with guard._one_at_a_time:
-            answers = ask_versions(versions, estimators, images, guard.saved.predictor)
+        active = self._quarantine.active
+        _, answers = self.guard.ask(images, active)
         told = dict(zip(active, answers, strict=True))
-        return [told.get(v) or _silence(version.classes, len(images)) for v, version in enumerate(guard.versions)]
+        return [told.get(v) or _silence(version.classes, len(images)) for v, version in enumerate(self.guard.versions)]
 
     def _judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> "_Answered":
         evidence = evidence_of(answers, self.guard.saved.predictor.needs)
