@@ -1,6 +1,6 @@
 """Common mode: do versions fail together, and how many independent versions are they worth?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from deepfailguard.seeding import generator
 __all__ = ["CommonMode", "common_mode", "effective_versions"]
 
 _DRAWS_AT_ONCE: Final = 1 << 21  # inputs times resamples in memory at once
+_CLOSEST: Final = 10
 _SHOWN: Final = 5  # pairs named in the text
 
 
@@ -51,8 +52,21 @@ class CommonMode:
     @property
     def coincident(self) -> tuple[PairFailures, ...]:
         """Pairs that fail together more often than by chance, those that share most of their failures first."""
-        found = [pair for pair in self.pairs if pair.p_value <= 1 - self.level]
-        return tuple(sorted(found, key=lambda pair: -(pair.shared_of_either or 0.0)))
+        return tuple(pair for pair in _by_share(self.pairs) if pair.p_value <= 1 - self.level)
+
+    @property
+    def closest(self) -> tuple[PairFailures, ...]:
+        """The ten pairs that share most of their failures."""
+        return _by_share(self.pairs)[:_CLOSEST]
+
+    @property
+    def worth(self) -> str:
+        """How many independent versions they are worth, in a sentence."""
+        if self.effective is None:
+            return "How many independent versions they are worth cannot be told: too few of them were ever wrong."
+        low, high = decimal(self.effective.low, 1), decimal(self.effective.high, 1)
+        span = f"{percent(self.effective.level, 0)} interval {low} to {high}"
+        return f"They are worth {decimal(self.effective.estimate, 1)} independent versions ({span})."
 
     def as_dict(self) -> dict[str, Any]:
         """Everything by name, nested and ready for JSON."""
@@ -73,15 +87,12 @@ class CommonMode:
             return f"{head}\nA single version has nothing to fail together with."
         both_ends = dict.fromkeys((self.joint[0], self.joint[-1]))
         count = f"Pairs that fail together more often than by chance: {len(self.coincident)} of {len(self.pairs)}."
-        lines = [head, self._worth(), *(f"{each}." for each in both_ends), count]
+        lines = [head, self.worth, *(f"{each}." for each in both_ends), count]
         return "\n".join([*lines, *(f"- {pair}." for pair in self.coincident[:_SHOWN])])
 
-    def _worth(self) -> str:
-        if self.effective is None:
-            return "How many independent versions they are worth cannot be told: too few of them were ever wrong."
-        low, high = decimal(self.effective.low, 1), decimal(self.effective.high, 1)
-        span = f"{percent(self.effective.level, 0)} interval {low} to {high}"
-        return f"They are worth {decimal(self.effective.estimate, 1)} independent versions ({span})."
+
+def _by_share(pairs: Iterable[PairFailures]) -> tuple[PairFailures, ...]:
+    return tuple(sorted(pairs, key=lambda pair: -(pair.shared_of_either or 0.0)))
 
 
 def common_mode(

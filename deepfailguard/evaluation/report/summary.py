@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepfailguard.decision.rules import majority_vote
+from deepfailguard.evaluation.common_mode import CommonMode, common_mode
 from deepfailguard.evaluation.failure_prediction import FailurePredictionMeasures, measure_failure_prediction
 from deepfailguard.evaluation.intervals import Interval, paired_difference
 from deepfailguard.evaluation.measures import EnsembleMeasures, measure_ensemble
@@ -64,6 +65,7 @@ class Summary:
         over_best_single: accuracy of the guard minus that of this version, with its interval.
         versions: N versions.
         guard_failure: how well the guard's failure probability tells its wrong answers.
+        together: how the versions fail together.
         facts: what was run with which settings.
     """
 
@@ -75,6 +77,7 @@ class Summary:
     over_best_single: Interval
     versions: tuple[VersionSummary, ...]
     guard_failure: FailurePredictionMeasures
+    together: CommonMode
     facts: dict[str, str]
 
     @property
@@ -107,6 +110,7 @@ class Summary:
             "guard_minus_best_single": asdict(self.over_best_single),
             "guard_failure_prediction": self.guard_failure.as_dict(),
             "versions": [version.as_dict() for version in self.versions],
+            "common_mode": self.together.as_dict(),
             "classes": list(self.classes),
             "facts": dict(self.facts),
         }
@@ -132,6 +136,7 @@ def summarise(evaluation: Evaluation) -> Summary:
         over_best_single=paired_difference(guard_right, labels[:, best] == truth, seed=_SEED),
         versions=tuple(_version(evaluation, i, measures.version_accuracy[i]) for i in range(len(evaluation.names))),
         guard_failure=measure_failure_prediction(guard.failure_probability, ~guard_right),
+        together=common_mode(labels, truth, seed=_SEED, names=evaluation.names),
         facts=evaluation.facts,
     )
 

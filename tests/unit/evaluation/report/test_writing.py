@@ -78,6 +78,19 @@ def test_the_page_shows_the_figures_of_an_independent_count(written: Path, evalu
     assert versions["version1-s0"][1] == "label_noise"
 
 
+def test_the_page_shows_which_versions_fail_together(written: Path, evaluation: Evaluation) -> None:
+    wrong = evaluation.evidence.labels != evaluation.truth[:, None]
+    head, *rows = Page(written).tables["pairs"]
+    assert len(rows) == 3
+    for row in rows:
+        first, second = (evaluation.names.index(name) for name in row[0].split(", "))
+        both, either = (wrong[:, first] & wrong[:, second]).sum(), (wrong[:, first] | wrong[:, second]).sum()
+        assert int(row[head.index("both wrong")]) == both
+        assert row[head.index("shared failures")] == f"{100 * both / either:.0f} %"
+    shares = [int(row[-1].split()[0]) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+
+
 def test_json_and_csv_equal_the_summary(written: Path, evaluation: Evaluation) -> None:
     summary = summarise(evaluation)
     assert json.loads((written.parent / "summary.json").read_text(encoding="utf-8")) == summary.as_dict()
@@ -139,6 +152,7 @@ def test_one_version_without_calibration_evidence(random: Callable[..., Evaluati
     assert "With a single version there is nothing to choose" in page.text
     assert "holds no calibration evidence" in page.text
     assert len(page.tables["error-classes"]) == 2
+    assert "pairs" not in page.tables
 
 
 def test_a_guard_that_does_harm_is_called_so(build: Callable[..., Evaluation], tmp_path: Path) -> None:
