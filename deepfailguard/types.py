@@ -132,6 +132,16 @@ class Evidence:
             None if self.features is None else tuple(self.features[column] for column in columns),
         )
 
+    def cpu(self) -> "Evidence":
+        """The same on the CPU."""
+        return Evidence(
+            self.labels.cpu(),
+            self.distance.cpu(),
+            self.found.cpu(),
+            None if self.logits is None else self.logits.cpu(),
+            None if self.features is None else tuple(each.cpu() for each in self.features),
+        )
+
     @classmethod
     def stack(cls, distances: list[Distances]) -> "Evidence":
         """One column per version from each version's distances on the same inputs."""

@@ -84,7 +84,7 @@ class Draw:
         pieces = (whole.train, whole.calibration)
         known = ImageSet(torch.cat([p.images for p in pieces]), torch.cat([p.labels for p in pieces]))
         order = torch.randperm(len(known), generator=generator(self.seed, "decision benchmark", self.data))
-        if self.seed >= DEVELOPMENT or self.data == "digits":
+        if self.seed >= DEVELOPMENT:
             test_size = min(self.sizes.test, len(known) // 4)
             test, order = known.take(order[:test_size]), order[test_size:]
         else:

@@ -37,6 +37,7 @@ __all__ = [
     "SOFT_VOTE",
     "STACKING",
     "TIES_BY_ACCURACY",
+    "TUNED_STACKING",
     "Answering",
     "Answers",
     "fit_guard",
@@ -51,6 +52,7 @@ SOFT_VOTE: Final = "soft vote"
 LOG_POOL: Final = "log pool"
 PAPER: Final = "paper"
 STACKING: Final = "stacking"
+TUNED_STACKING: Final = "stacking, penalty chosen"
 POSTERIOR: Final = "agreement-aware posterior"
 SELECTIONS: Final[Mapping[str, SelectionMethod]] = {
     "OLA": "ola",
@@ -60,7 +62,7 @@ SELECTIONS: Final[Mapping[str, SelectionMethod]] = {
 }
 GUARD: Final = "guard"
 GUARD_AMONG: Final = "guard, among given answers"
-SIMPLE: Final = (TIES_BY_ACCURACY, SOFT_VOTE, BEST_SINGLE, STACKING)
+SIMPLE: Final = (TIES_BY_ACCURACY, SOFT_VOTE, BEST_SINGLE, STACKING, TUNED_STACKING)
 """The rules that whoever needs no guard would take."""
 RULES: Final = (
     MAJORITY,
@@ -70,6 +72,7 @@ RULES: Final = (
     LOG_POOL,
     PAPER,
     STACKING,
+    TUNED_STACKING,
     POSTERIOR,
     *SELECTIONS,
     GUARD_AMONG,
@@ -79,6 +82,7 @@ LEARNING: Final[Mapping[str, Callable[[], Any]]] = {
     SOFT_VOTE: SoftVotePredictor,
     LOG_POOL: partial(SoftVotePredictor, pool="log"),
     STACKING: partial(StackingPredictor, penalty=1.0),
+    TUNED_STACKING: StackingPredictor,
     POSTERIOR: AgreementPosterior,
     **{name: partial(DynamicSelectionPredictor, method) for name, method in SELECTIONS.items()},
 }

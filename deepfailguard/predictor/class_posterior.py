@@ -26,6 +26,7 @@ FLOOR: Final = -12.0
 """Log-probability below which nothing counts: else a version that is wrongly sure would outvote all others."""
 
 _SHARPEST: Final = 1e3  # and its inverse: the range of sharpness
+_ANY_CLASS: Final = 0.1  # of an input
 _CLOSE: Final = 1e-4  # to the logarithm of the best sharpness
 
 
@@ -119,11 +120,17 @@ def opinion(log_probabilities: Tensor) -> Tensor:
 
 
 def fit_sharpness(scores: Tensor, truth: Tensor) -> float:
-    """The factor > 0 of scores (M, K) whose softmax has the smallest log loss (one over the "temperature")."""
+    """The factor > 0 of scores (M, K) whose softmax has the smallest log loss (one over the "temperature").
+
+    A tenth of an input is added that may have any class: without it a factor is arbitrarily large where no score is
+    wrong, and what is left of the ranking of sure and unsure answers is rounding.
+    """
     from scipy.optimize import minimize_scalar  # heavy: only who fits pays for it
 
     def loss(logarithm: float) -> float:
-        return log_loss(scores * math.exp(logarithm), truth)
+        told = (scores * math.exp(logarithm)).log_softmax(1)
+        right, any_class = told.gather(1, truth[:, None]).sum(), told.mean()
+        return -float(right + _ANY_CLASS * any_class) / (len(truth) + _ANY_CLASS)
 
     # The loss is convex in the factor, so it has one valley in the logarithm as well.
     bounds = (-math.log(_SHARPEST), math.log(_SHARPEST))

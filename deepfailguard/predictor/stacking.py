@@ -1,7 +1,7 @@
 """`StackingPredictor`: a multinomial logistic regression on what all versions hold probable."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ __all__ = ["Regression", "StackingPredictor", "choose_penalty", "fit_regression"
 _PENALTIES: Final = (100.0, 30.0, 10.0, 3.0, 1.0)
 _FOLDS: Final = 3
 _FEW: Final = 10 * _FOLDS  # below so many inputs there is nothing to choose by
-_ITERATIONS: Final = 200
+_ITERATIONS, _TRIAL_ITERATIONS, _STEADY = 200, 60, 1e-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,14 @@ class StackingPredictor:
         return self
 
 
-def fit_regression(columns: Tensor, truth: Tensor, classes: int, penalty: float) -> Regression:
+def fit_regression(
+    columns: Tensor,
+    truth: Tensor,
+    classes: int,
+    penalty: float,
+    start: Regression | None = None,
+    iterations: int = _ITERATIONS,
+) -> Regression:
     """The regression with the smallest penalised log loss.
 
     Args:
@@ -110,20 +117,36 @@ def fit_regression(columns: Tensor, truth: Tensor, classes: int, penalty: float)
         truth: (M,) int64 in [0, K).
         classes: K.
         penalty: > 0 on half the squared slopes.
+        start: where to begin.
+        iterations: steps of the minimiser, at most.
     """
-    from sklearn.linear_model import LogisticRegression  # heavy: only who fits pays for it
+    from scipy.optimize import minimize  # heavy: only who fits pays for it
 
-    if classes == 1:
-        return Regression(columns.new_zeros(columns.shape[1], 1), columns.new_zeros(1))
     unseen = (torch.bincount(truth, minlength=classes) == 0).nonzero().squeeze(1)
     made_up = opinion(torch.where(torch.eye(classes, dtype=torch.bool), 0.0, FLOOR).to(columns))[unseen]
     inputs = torch.cat([columns, made_up.repeat(1, columns.shape[1] // classes)])
-    model = LogisticRegression(C=1 / penalty, max_iter=_ITERATIONS, solver="newton-cg")  # lbfgs stops early
-    model.fit(inputs.numpy(), torch.cat([truth, unseen]).numpy())
-    slope, offset = torch.from_numpy(model.coef_).T, torch.from_numpy(model.intercept_)
-    if classes == 2:  # scikit-learn gives the second class's only
-        slope, offset = torch.cat([torch.zeros_like(slope), slope], 1), torch.cat([torch.zeros_like(offset), offset])
-    return Regression(slope.contiguous(), offset)
+    target = torch.nn.functional.one_hot(torch.cat([truth, unseen]), classes).to(inputs)
+
+    def loss(numbers: Any) -> tuple[float, Any]:
+        regression = _unpacked(numbers, classes)
+        told = regression.log_probability(inputs)
+        excess = (told.exp() - target) / len(inputs)
+        held = penalty / len(inputs) * regression.slope
+        value = -(told * target).sum() / len(inputs) + (held * regression.slope).sum() / 2
+        return float(value), _packed(Regression(inputs.T @ excess + held, excess.sum(0)))
+
+    start = start or Regression(inputs.new_zeros(inputs.shape[1], classes), inputs.new_zeros(classes))
+    options = {"maxiter": iterations, "ftol": _STEADY}
+    return _unpacked(minimize(loss, _packed(start), jac=True, method="L-BFGS-B", options=options).x, classes)
+
+
+def _packed(regression: Regression) -> Any:
+    return torch.cat([regression.slope.flatten(), regression.offset]).numpy()
+
+
+def _unpacked(numbers: Any, classes: int) -> Regression:
+    flat = torch.from_numpy(numbers.copy())
+    return Regression(flat[:-classes].view(-1, classes), flat[-classes:])
 
 
 def choose_penalty(columns: Tensor, truth: Tensor, classes: int) -> float:
@@ -131,16 +154,19 @@ def choose_penalty(columns: Tensor, truth: Tensor, classes: int) -> float:
     if len(truth) < _FEW:
         return 10.0
     fold = torch.randperm(len(truth), generator=generator(0, "stacking folds")) % _FOLDS
-    losses = []
-    for penalty in _PENALTIES:
+    starts: list[Regression | None] = [None] * _FOLDS
+    best, least = _PENALTIES[0], float("inf")
+    for penalty in _PENALTIES:  # each fit begins where that with the stronger penalty ended
         loss = 0.0
         for number in range(_FOLDS):
-            held = fold == number
-            regression = fit_regression(columns[~held], truth[~held], classes, penalty)
-            said = regression.log_probability(columns[held])
-            loss += float(torch.nn.functional.nll_loss(said, truth[held], reduction="sum"))
-        losses.append(loss)
-    return _PENALTIES[losses.index(min(losses))]
+            held, start = fold == number, starts[number]
+            fitted = fit_regression(columns[~held], truth[~held], classes, penalty, start, _TRIAL_ITERATIONS)
+            loss -= float(fitted.log_probability(columns[held]).gather(1, truth[held][:, None]).sum())
+            starts[number] = fitted
+        if loss >= least:
+            break  # a weaker one would only fit more noise
+        best, least = penalty, loss
+    return best
 
 
 def _columns(softmax: CalibratedSoftmax, evidence: Evidence) -> Tensor:

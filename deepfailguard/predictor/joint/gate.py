@@ -11,6 +11,7 @@ from deepfailguard.predictor.joint.opinions import Opinions
 __all__ = ["Gate", "fit_gate", "signs"]
 
 _SMALLEST: Final = 1e-6
+_CHANGED: Final = 0.5  # changed inputs for each usual one in service: more would cost usual inputs more than it gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Gate:
     offset: Tensor
 
     def __call__(self, opinions: Opinions) -> Tensor:
-        """(B,) float64 in (0, 1): the probability of a changed input, where half of the inputs are changed ones.
+        """(B,) float64 in (0, 1): the probability of a changed input, where a third of the inputs are changed ones.
 
         A version that has no say counts as usual: that it is missing says nothing of the input.
         """
@@ -63,10 +64,15 @@ def fit_gate(usual: Opinions, changed: Opinions) -> Gate:
     from sklearn.linear_model import LogisticRegression  # heavy: only who fits pays for it
 
     both = torch.cat([signs(usual), signs(changed)])
-    mean, spread = both.mean(0), both.std(0, correction=0)
+    known = torch.cat([_known(usual), _known(changed)])
+    count = known.sum(0).clamp_min(1)
+    mean = torch.where(known, both, 0.0).sum(0) / count
+    spread = (torch.where(known, both - mean, 0.0).square().sum(0) / count).sqrt()
     scale = torch.where(spread > _SMALLEST, spread, 1.0)
+    standard = torch.where(known, (both - mean) / scale, 0.0)
     target = torch.cat([torch.zeros(len(usual.own)), torch.ones(len(changed.own))])
-    model = LogisticRegression(max_iter=200).fit(((both - mean) / scale).cpu().numpy(), target.numpy())
+    model = LogisticRegression(max_iter=200).fit(standard.cpu().numpy(), target.numpy())
     slope, offset = torch.from_numpy(model.coef_[0]), torch.tensor(float(model.intercept_[0]), dtype=torch.float64)
     # The regression knows how many of its inputs were changed; in service nobody does.
-    return Gate(mean, scale, slope, offset - torch.tensor(len(changed.own) / len(usual.own)).double().log())
+    odds = torch.tensor(_CHANGED * len(usual.own) / len(changed.own), dtype=torch.float64)
+    return Gate(mean, scale, slope, offset + odds.log())

@@ -59,13 +59,13 @@ class Hearing:
 
 
 def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hearing:
-    """Fit the versions' voices and hear them.
+    """Fit the versions' voices and hear them, on the CPU.
 
     Raises:
         DataFormatError: the evidence holds no logits or no features, or a true class has no logit.
     """
     check_calibration(evidence, truth)
-    classes = classes_of(evidence)
+    evidence, truth, classes = evidence.cpu(), truth.cpu(), classes_of(evidence)
     if int(truth.max()) >= classes:
         raise DataFormatError(f"true classes go up to {int(truth.max())}, but there are logits of {classes} classes")
     fold = torch.randperm(len(truth), generator=generator(0, "joint folds")) % min(_FOLDS, max(1, len(truth) // 2))
@@ -78,9 +78,9 @@ def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hear
         voices=tuple(voice for voice, _ in fitted),
         usual=_cross_listen(folds, evidence, fold, classes),
         truth=truth,
-        changed=_cross_listen(folds, rehearsed.evidence, fold[rehearsed.source], classes),
-        changed_truth=rehearsed.truth,
-        source=rehearsed.source,
+        changed=_cross_listen(folds, rehearsed.evidence.cpu(), fold[rehearsed.source.cpu()], classes),
+        changed_truth=rehearsed.truth.cpu(),
+        source=rehearsed.source.cpu(),
     )
 
 

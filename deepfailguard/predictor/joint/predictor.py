@@ -13,6 +13,7 @@ from deepfailguard.predictor.joint.hearing import Hearing, classes_of, hear
 from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
 from deepfailguard.predictor.joint.pooling import Freedom, Pool, choose_level, fit_pool
 from deepfailguard.predictor.states import below, record_of, tensors_of, under
+from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need, Rehearsed
 
 __all__ = ["REHEARSED", "JointPredictor"]
@@ -94,8 +95,9 @@ class JointPredictor:
         self.familiar_ = fit_pool(opinions, truth, self.level_)
         self.robust_, self.gate_, self.sharpness_ = None, None, 1.0
         if len(hearing.source):
-            changed = torch.cat([hearing.changed.all, opinions[:_FAMILIAR]])
-            self.robust_ = fit_pool(changed, torch.cat([hearing.changed_truth, truth[:_FAMILIAR]]), _ROBUST)
+            some = torch.randperm(len(truth), generator=generator(0, "joint familiar"))[:_FAMILIAR]
+            changed = torch.cat([hearing.changed.all, opinions[some]])
+            self.robust_ = fit_pool(changed, torch.cat([hearing.changed_truth, truth[some]]), _ROBUST)
             self.gate_ = fit_gate(hearing.usual, hearing.changed)
             self.sharpness_ = min(max(fit_sharpness(self._blended(hearing.usual), truth), 1.0), _SHARPEST)
         return self
@@ -108,6 +110,7 @@ class JointPredictor:
         """P(truth is class k | evidence), (B, K) float64."""
         fitted = len(check_fitted(self, self.familiar_).bias)
         check_evidence(evidence, len(self.voices_))
+        evidence = evidence.cpu()
         classes = classes_of(evidence)
         if classes != fitted:
             raise ConfigurationError(f"the predictor was fitted on {fitted} classes, got logits of {classes}")
@@ -140,20 +143,19 @@ class JointPredictor:
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
+        robust, gate = below("robust", state), below("gate", state)
         try:
-            versions = range(int(state["versions"]))
-            self.voices_ = [Voice.from_state(below(f"voice{number}", state)) for number in versions]
-            self.familiar_ = record_of(Pool, below("familiar", state))
-            self.inputs_, self.sharpness_ = int(state["inputs"]), float(state["sharpness"])
+            voices = [Voice.from_state(below(f"voice{number}", state)) for number in range(int(state["versions"]))]
+            familiar = record_of(Pool, below("familiar", state))
+            blend = record_of(Pool, robust) if robust else None, record_of(Gate, gate) if gate else None
+            inputs, sharpness = int(state["inputs"]), float(state["sharpness"])
         except KeyError as error:
             raise ConfigurationError(
                 f"JointPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
                 "pass what state() of the same class returned"
             ) from error
-        robust, gate = below("robust", state), below("gate", state)
-        self.robust_ = record_of(Pool, robust) if robust else None
-        self.gate_ = record_of(Gate, gate) if gate else None
-        self.level_ = None
+        self.voices_, self.familiar_, (self.robust_, self.gate_) = voices, familiar, blend
+        self.inputs_, self.sharpness_, self.level_ = inputs, sharpness, None
         return self
 
 

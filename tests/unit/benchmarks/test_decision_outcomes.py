@@ -12,7 +12,17 @@ from benchmarks.decisions.evidence import PoolEvidence, Said
 from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part, shifted_part
 from benchmarks.decisions.outcomes import ORACLE, Outcome, code_digest, measure_pool, some_of_each
 from benchmarks.decisions.pools import Member
-from benchmarks.decisions.rules import GUARD, MAJORITY, PAPER, POSTERIOR, RULES, SELECTIONS, STACKING, Answers
+from benchmarks.decisions.rules import (
+    GUARD,
+    MAJORITY,
+    PAPER,
+    POSTERIOR,
+    RULES,
+    SELECTIONS,
+    STACKING,
+    TUNED_STACKING,
+    Answers,
+)
 from deepfailguard.data.base import ImageSet
 from deepfailguard.faults.rehearsal import KINDS
 from deepfailguard.predictor.joint.hearing import Hearing
@@ -64,7 +74,7 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
 def test_all_rules_are_measured_on_usual_and_shifted_inputs(tmp_path: Path) -> None:
     usual, other, noise, blur = measure(tmp_path)
     assert set(usual.right) == {*RULES, ORACLE}
-    assert set(noise.right) == {*RULES, ORACLE} - {PAPER, STACKING, POSTERIOR, *SELECTIONS}
+    assert set(noise.right) == {*RULES, ORACLE} - {PAPER, STACKING, TUNED_STACKING, POSTERIOR, *SELECTIONS}
     assert (usual.shift, other.shift, noise.shift, blur.shift) == (None, None, "noise", "blur")
     assert usual.members == ("family0", "family1")
     assert usual.versions == 2

@@ -17,6 +17,7 @@ from benchmarks.decisions.rules import (
     SOFT_VOTE,
     STACKING,
     TIES_BY_ACCURACY,
+    TUNED_STACKING,
     fit_guard,
     fit_guards,
     fit_rules,
@@ -26,7 +27,7 @@ from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Rehearsed
 
 CLASSES = 4
-BY_CLASS = (SOFT_VOTE, LOG_POOL, STACKING)  # these may name a class that no version gave
+BY_CLASS = (SOFT_VOTE, LOG_POOL, STACKING, TUNED_STACKING)  # these may name a class that no version gave
 
 
 def simulated(count: int, skills: tuple[float, ...], seed: int) -> tuple[Evidence, Tensor]:
