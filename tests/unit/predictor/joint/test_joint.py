@@ -248,3 +248,56 @@ def test_parts_of_a_hearing_are_those_of_the_chosen_inputs() -> None:
     assert torch.equal(part.truth[part.source], part.changed_truth)
     assert torch.equal(part.changed.own, hearing.changed.own[[0, 2, 3]])
     assert len(hearing.take(torch.arange(60) < 3).source) == 0
+
+
+def test_the_gate_learns_from_the_signs_that_it_sees_in_service() -> None:
+    random = generator(0, "silent")
+
+    def heard(shift: float, silent: float) -> Opinions:
+        has_say = torch.rand(600, 2, generator=random) >= silent
+        own = torch.randn(600, 2, CLASSES, generator=random, dtype=torch.float64) * has_say[:, :, None]
+        strange = (shift + 0.5 * torch.randn(600, 2, generator=random, dtype=torch.float64)) * has_say
+        return Opinions(own.mean(1), own, own, strange, has_say)
+
+    usual, changed = heard(0.0, 0.0), heard(1.0, 0.0)
+    full, gaps = fit_gate(usual, changed), fit_gate(usual, heard(1.0, 0.6))  # versions fail on changed inputs
+    for gate in (full, gaps):
+        assert gate(usual).mean() < 0.25
+        assert gate(changed).mean() > 0.75
+
+
+def test_the_order_of_the_calibration_inputs_does_not_decide_what_is_learned_from_changes() -> None:
+    truth = _truth(1200, "sorted")
+    usual, changed = _evidence(truth, [1.5, 1.0], "sorted"), _evidence(truth, [0.7, 0.5], "sorted changes")
+    order = truth.argsort(stable=True)
+    told = []
+    for rows in (torch.arange(1200), order):
+        back = torch.empty_like(rows).scatter_(0, rows, torch.arange(1200))
+        rehearsed = Rehearsed(changed, truth, back)
+        told.append(JointPredictor().fit(usual[rows], truth[rows], rehearsed).robust_)
+    assert told[0] is not None
+    assert told[1] is not None
+    torch.testing.assert_close(told[0].bias, told[1].bias, rtol=0, atol=0.1)
+
+
+def test_sure_and_unsure_answers_keep_their_order_where_no_calibration_input_was_wrong() -> None:
+    random = generator(0, "no errors")
+    truth = torch.randint(CLASSES, (40,), generator=random)
+    margin = 4 + torch.rand(40, 1, generator=random, dtype=torch.float64)
+    scores = margin * torch.nn.functional.one_hot(truth, CLASSES)
+    factor = fit_sharpness(scores, truth)
+    told = (scores * factor).softmax(1).amax(1)
+    assert 1 < factor < 10
+    assert torch.equal(told.argsort(), margin.squeeze(1).argsort())
+
+
+@pytest.mark.parametrize("lost", ["gate.slope", "robust.bias", "voice1.factors", "sharpness"])
+def test_a_damaged_state_is_told_and_leaves_the_predictor_as_it_was(lost: str) -> None:
+    truth = _truth(120, "state")
+    evidence = _evidence(truth, [1.5, 1.0], "state")
+    fitted = JointPredictor().fit(evidence, truth, Rehearsed(evidence, truth, torch.arange(120)))
+    damaged = {name: value for name, value in fitted.state().items() if name != lost}
+    before = fitted.class_probability(evidence)
+    with pytest.raises(ConfigurationError, match="pass what state"):
+        fitted.with_state(damaged)
+    assert torch.equal(fitted.class_probability(evidence), before)
