@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import TEST
-from benchmarks.decisions.keeping import kept_or_made
+from benchmarks.decisions.keeping import digest_of_code, kept_or_made
 from deepfailguard.faults.weights import BitFlips
 from deepfailguard.identity import describe
 from deepfailguard.progress import track
@@ -24,6 +24,9 @@ BITS: Final = (1, 10, 100)
 """How many bits flip."""
 
 _BATCH: Final = 250
+
+_CODE: Final = ("deepfailguard/faults/weights.py", "deepfailguard/versions/tapping.py")
+"""What breaks versions, and what asks them."""
 
 Said = dict[str, torch.Tensor]
 """Logits (B, K) and features (B, F), both float32 and perhaps not finite."""
@@ -61,9 +64,10 @@ def damaged(
         folder: of what is kept.
     """
     part, said, wanted = pool.parts[TEST].images, dict[Damage, Said](), list(dict.fromkeys(damages))
+    code = digest_of_code(*_CODE)
     for damage in track(wanted, len(wanted), "asking damaged versions"):
         fault, version = damage.fault, versions[damage.member]
-        made_of = {"version": version.fingerprint, "inputs": part.fingerprint, "fault": describe(fault)}
+        made_of = {"version": version.fingerprint, "inputs": part.fingerprint, "fault": describe(fault), "code": code}
 
         def made(fault: BitFlips = fault, version: Version = version, seed: int = damage.seed) -> TensorFile:
             model, _ = fault.apply(version.model, seed)

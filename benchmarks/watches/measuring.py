@@ -1,7 +1,7 @@
 """Streams in which something breaks or changes, and streams in which nothing does."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ from benchmarks.watches.serving import Service, labels_of, serve
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.quarantine import Quarantine
 from deepfailguard.guard.statistics import scores_of
-from deepfailguard.guard.watch_report import Cause
+from deepfailguard.guard.watch_report import Cause, WatchReport
 from deepfailguard.guard.watched import WatchedGuard
 from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.seeding import generator
@@ -55,7 +55,8 @@ class Case:
         target: position of the version that broke; None where the inputs changed.
         drop: how much accuracy the version lost by it; NaN where the inputs changed.
         inputs: how many came since.
-        delay: after how many inputs the first alarm was raised; NaN for never. Below 0: before the inputs changed.
+        delay: with which input since the change the first alarm was raised, the first one being 1; NaN for never. 0
+            and below: before the inputs changed.
         first_cause: what the report said when it was.
         last_cause: what it said in the end.
         apart: positions of the versions in quarantine in the end.
@@ -117,6 +118,18 @@ class _Stream:
     onset: int
 
 
+class _Counting(VersionWatch):
+    """Counts alarms as they are raised: some no longer stand once a version was set apart."""
+
+    counted = 0
+
+    def update(self, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
+        before = len(self.report().alarms)
+        report = super().update(labels, scores)
+        self.counted += len(report.alarms) - before
+        return report
+
+
 def break_versions(
     pool: PoolEvidence, ensemble: Ensemble, guard: GuardedPredictor, damages: Sequence[Damage], said: dict[Damage, Said]
 ) -> Iterator[Case]:
@@ -147,7 +160,7 @@ def shift_inputs(pool: PoolEvidence, ensemble: Ensemble, guard: GuardedPredictor
 
 
 def stay_quiet(pool: PoolEvidence, ensemble: Ensemble, watched: WatchedGuard, streams: int) -> Quiet:
-    """Count alarms where nothing changes.
+    """Count alarms where nothing changes; each is acknowledged, so that the next one counts too.
 
     Calibration and test inputs are mixed and parted anew for each stream, so that nothing tells one part from the
     other. A stream that drew its inputs with replacement would be told from the calibration inputs, and rightly.
@@ -165,14 +178,14 @@ def stay_quiet(pool: PoolEvidence, ensemble: Ensemble, watched: WatchedGuard, st
     for number in range(streams):
         order = _order(len(whole), pool.seed, "quiet", *ensemble.members, number)
         usual = order[:calibration]
-        watch = VersionWatch(names, inputs_per_false_alarm=rate, seed=number)
+        watch = _Counting(names, inputs_per_false_alarm=rate, seed=number)
         watch.fit(labels[usual], {name: values[usual] for name, values in scores.items()})
         quarantine = Quarantine(watch, labels[usual])
         for batch in order[calibration:].split(_QUIET_BATCH):
             report = quarantine.see(labels[batch], {name: values[batch] for name, values in scores.items()})
-            alarms += len(report.alarms)
             if report.alarms:
-                quarantine.acknowledge()  # the next one counts too
+                quarantine.acknowledge()
+        alarms += watch.counted
     inputs = streams * (len(whole) - calibration)
     return Quiet(pool.data, pool.seed, len(ensemble.members), streams, inputs, alarms)
 

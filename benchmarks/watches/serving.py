@@ -13,7 +13,7 @@ from benchmarks.decisions.images import CALIBRATION
 from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.guard.asking import Answers
 from deepfailguard.guard.calibrating import make_card
-from deepfailguard.guard.calibration import Calibration
+from deepfailguard.guard.calibration import Calibration, hashes_of
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.judging import judge
 from deepfailguard.guard.saved import SavedGuard
@@ -67,7 +67,7 @@ def guard_of(pool: PoolEvidence, ensemble: Ensemble, versions: Sequence[Version]
     """The default guard of an ensemble, fitted on kept evidence."""
     members, data = ensemble.members, pool.parts[CALIBRATION].images
     rehearsed = pool.rehearsed(members, frozenset())
-    calibration = Calibration(pool.of(CALIBRATION, members), data.labels, rehearsed)
+    calibration = Calibration(pool.of(CALIBRATION, members), data.labels, hashes_of(data.images), rehearsed)
     predictor = JointPredictor().fit(calibration.evidence, calibration.truth, rehearsed)
     classes = tuple(map(str, range(versions[0].classes)))
     card = make_card(versions, classes, Bounds(), data, calibration)

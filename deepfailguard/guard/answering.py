@@ -61,6 +61,7 @@ def verdict_of(saved: SavedGuard, answers: list[Answers], good: Tensor, batch: i
     if probabilities is None:
         softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
         probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
+    probabilities = torch.where(decision.labels[:, None] == NO_ANSWER, 0.0, probabilities)
     positions = set(good.tolist())
     problem = f"it has values that are NaN or outside [{saved.card.bounds.low}, {saved.card.bounds.high}]"
     return Verdict(

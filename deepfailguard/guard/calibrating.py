@@ -10,12 +10,13 @@ from torch import Tensor
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.cache import CachedDistance
 from deepfailguard.boundary.fitting import fitted
+from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.boundary.searching import for_version
 from deepfailguard.data.base import ImageSet
 from deepfailguard.errors import ConfigurationError, DataFormatError, WrongOutputError
 from deepfailguard.faults.rehearsal import Rehearsal
 from deepfailguard.guard.asking import Answers, ask, evidence_of, piece_size
-from deepfailguard.guard.calibration import Calibration
+from deepfailguard.guard.calibration import Calibration, hashes_of
 from deepfailguard.guard.saved import GuardCard
 from deepfailguard.predictor.base import FailurePredictor, RehearsingPredictor
 from deepfailguard.progress import track
@@ -27,6 +28,7 @@ __all__ = [
     "calibrate",
     "check_inside",
     "check_labels",
+    "distance_for",
     "estimator_for",
     "fit_to_loaded",
     "make_card",
@@ -36,6 +38,15 @@ __all__ = [
 _FEW = 100  # below, an error rate of 5 % shows in five images or none
 
 logger = logging.getLogger(__name__)
+
+
+def distance_for(
+    predictor: FailurePredictor, distance: DistanceEstimator | None, bounds: Bounds
+) -> DistanceEstimator | None:
+    """What tells boundary distances: nothing to a predictor that needs none, the balanced search if none was given."""
+    if "distances" not in predictor.needs:
+        return None
+    return distance if distance is not None else BoundarySearch(low=bounds.low, high=bounds.high)
 
 
 def fit_to_loaded(
@@ -93,7 +104,7 @@ def calibrate(
         for estimator in estimators:
             if isinstance(estimator, CachedDistance):
                 estimator.close()  # what was computed is kept, whatever happened
-    return Calibration(evidence, data.labels.cpu(), rehearsed)
+    return Calibration(evidence, data.labels.cpu(), hashes_of(data.images), rehearsed)
 
 
 def _gather(

@@ -1,5 +1,7 @@
 """What a guard learned from, as named tensors and back."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from deepfailguard.guard.calibration import Basis, Calibration, Service
@@ -11,7 +13,7 @@ __all__ = ["calibration_of", "calibration_tensors", "service_of", "service_tenso
 
 def calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
     """Everything, under names that begin with ``calibration`` and ``rehearsed``."""
-    tensors = under("calibration", _tensors(calibration.evidence, truth=calibration.truth))
+    tensors = under("calibration", _tensors(calibration.evidence, truth=calibration.truth, images=calibration.images))
     rehearsed = calibration.rehearsed
     if rehearsed is None:
         return tensors
@@ -22,20 +24,20 @@ def calibration_of(tensors: dict[str, Tensor]) -> Calibration:
     """Take back what `calibration_tensors` returned."""
     usual, changed = below("calibration", tensors), below("rehearsed", tensors)
     rehearsed = Rehearsed(_evidence(changed), changed["truth"], changed["source"]) if changed else None
-    return Calibration(_evidence(usual), usual["truth"], rehearsed)
+    return Calibration(_evidence(usual), usual["truth"], usual["images"], rehearsed)
 
 
 def service_tensors(service: Service | None) -> dict[str, Tensor]:
-    """Everything but the basis, under names that begin with ``service``; nothing if there is none."""
+    """Everything but fingerprints and basis, under names that begin with ``service``; nothing if there is none."""
     if service is None:
         return {}
     return under("service", _tensors(service.evidence, truth=service.truth, images=service.images))
 
 
-def service_of(tensors: dict[str, Tensor], basis: Basis) -> Service:
+def service_of(tensors: dict[str, Tensor], fingerprints: Sequence[str], basis: Basis) -> Service:
     """Take back what `service_tensors` returned."""
     found = below("service", tensors)
-    return Service(_evidence(found), found["truth"], found["images"], basis)
+    return Service(_evidence(found), found["truth"], found["images"], tuple(fingerprints), basis)
 
 
 def _tensors(evidence: Evidence, **others: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Making versions of whatever models a user brings, and checking that they fit together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from deepfailguard.versions.version import Version, run
 
 __all__ = ["Models", "enrol"]
 
-Models = Sequence[Version] | Sequence[nn.Module] | Mapping[str, nn.Module]
+Models = Sequence[Version] | Sequence[nn.Module] | Mapping[str, nn.Module] | Mapping[str, Version]
 
 
 def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) -> list[Version]:
@@ -23,7 +24,7 @@ def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) 
         bounds: range of the input values.
 
     Raises:
-        ConfigurationError: no models, or two of the same name.
+        ConfigurationError: no models, two of the same name, or a version for inputs in other bounds.
         WrongOutputError: a model returns something else than logits (1, K).
     """
     named = _named(models)
@@ -38,8 +39,20 @@ def enrol(models: Models, example: Tensor, classes: int | None, bounds: Bounds) 
                 f"version {name!r} answers for {width} classes, but {classes} are expected; "
                 "leave it out, give it an output layer for the same classes in the same order, or correct classes=[...]"
             )
-        versions.append(model if isinstance(model, Version) else Version.of(model, name, classes, bounds))
+        version = model if isinstance(model, Version) else Version.of(model, name, classes, bounds)
+        versions.append(_named_so(version, name, bounds))
     return versions
+
+
+def _named_so(version: Version, name: str, bounds: Bounds) -> Version:
+    """The version under the name that the guard gives it."""
+    if version.bounds != bounds:
+        low, high = version.bounds.low, version.bounds.high
+        raise ConfigurationError(
+            f"version {name!r} takes inputs in [{low}, {high}], the guard in [{bounds.low}, {bounds.high}]; "
+            f"pass bounds=Bounds({low}, {high}) if all versions do, or leave it out"
+        )
+    return replace(version, name=name)
 
 
 def _named(models: Models) -> dict[str, Version | nn.Module]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.boundary.search.estimator import BoundarySearch
 from deepfailguard.data.base import ImageSet
 from deepfailguard.decision.base import Rule
 from deepfailguard.decision.risk import RiskBound
@@ -20,6 +19,7 @@ from deepfailguard.guard.calibrating import (
     calibrate,
     check_inside,
     check_labels,
+    distance_for,
     estimator_for,
     fit_to_loaded,
     make_card,
@@ -28,8 +28,9 @@ from deepfailguard.guard.calibration import learned
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import check_together, rule_for
+from deepfailguard.guard.loading import load_versions
 from deepfailguard.guard.promises import GuardedSets, bounded_decision, kept_apart, promised_sets
-from deepfailguard.guard.saved import SavedGuard, load_guard, load_versions, save_guard
+from deepfailguard.guard.saved import SavedGuard, load_guard, save_guard
 from deepfailguard.guard.turns import ask_versions
 from deepfailguard.guard.updating import Update, checked_labelled, retaken, service_evidence, updated
 from deepfailguard.guard.verdict import Verdict
@@ -122,11 +123,7 @@ class GuardedPredictor(nn.Module):
         predictor = predictor if predictor is not None else JointPredictor()
         decision = decision if decision is not None else rule_for(predictor)
         check_together(predictor, decision)
-        if "distances" not in predictor.needs:
-            distance = None
-        elif distance is None:
-            distance = BoundarySearch(low=bounds.low, high=bounds.high)
-        distance = fit_to_loaded(enrolled, distance, data.images, cache)
+        distance = fit_to_loaded(enrolled, distance_for(predictor, distance, bounds), data.images, cache)
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         heard = calibrate(enrolled, estimators, data, predictor, bounds)
         card = make_card(enrolled, names, bounds, data, heard)
@@ -137,9 +134,8 @@ class GuardedPredictor(nn.Module):
         """Answer a batch.
 
         A version that fails is left out and named in ``verdict.health``; an input that is not finite or out of
-        bounds is left unanswered and named in ``verdict.problems``. Neither touches the other answers.
-
-        Threads may call it together; they are served one after the other.
+        bounds is left unanswered and named in ``verdict.problems``. Neither touches the other answers. Threads that
+        call it together are served one after the other.
 
         Args:
             images: (B, C, H, W) floating point on any device, of the calibration images' size, B >= 0.
@@ -186,8 +182,8 @@ class GuardedPredictor(nn.Module):
             confidence: in (0, 1).
 
         Raises:
-            ConfigurationError: the guard was fitted on these images, or they are too few (or too often answered
-                wrong) for the promise; the message says what would do.
+            ConfigurationError: the guard learned from some of these images, or they are too few (or answered wrong
+                too often) for the promise; the message says what would do.
         """
         now = self._derived(*self._now())
         data, rule = kept_apart(labelled, now.saved), now.saved.decision
@@ -208,24 +204,21 @@ class GuardedPredictor(nn.Module):
             by_class: keep the promise for the inputs of each class alone.
 
         Raises:
-            ConfigurationError: the guard was fitted on these images.
+            ConfigurationError: the guard learned from some of these images.
         """
-        now = self._derived(self.versions, self.saved)
-        return promised_sets(
-            now.predict_proba, kept_apart(labelled, self.saved), miss_rate=miss_rate, by_class=by_class
-        )
+        now = self._derived(*self._now())
+        return promised_sets(now.predict_proba, kept_apart(labelled, now.saved), miss_rate=miss_rate, by_class=by_class)
 
     def update(self, images: Tensor, labels: Tensor) -> Update:
         """Learn from labelled inputs of service, in place: all that came so far, or nothing if that is better.
 
         Three predictors are compared on these inputs in cross-validation: the one that was calibrated, one that
         learned from them too, and one that learned from them alone (where a version broke, say). They are kept, the
-        newest 5,000, and saved with the guard. Other threads are answered in the meantime, as before.
-
-        What `promising` found for the guard as it was does not hold for another one: ask for it again.
+        newest 5,000, and saved with the guard, until weights change. Other threads are answered in the meantime. What
+        `promising` found for the guard as it was does not hold for another one: ask for it again.
 
         Args:
-            images: (B, C, H, W) floating point, B >= 1, finite and in the bounds.
+            images: (B, C, H, W) floating point, B >= 1, finite and in the bounds; none of calibration.
             labels: (B,) int64, the true classes.
 
         Raises:
@@ -233,15 +226,13 @@ class GuardedPredictor(nn.Module):
         """
         data = checked_labelled(images, labels, self.saved)
         with self._updating:
-            versions, distance = retaken(self.versions, self.saved.distance)
-            estimators = [estimator_for(version, distance, self.cache) for version in versions]
+            versions, now = retaken(self.versions, self.saved)
+            estimators = [estimator_for(version, now.distance, self.cache) for version in versions]
             with self._one_at_a_time:
                 evidence = service_evidence(versions, estimators, data.images, self.saved)
-            saved, update = updated(self.saved, evidence, data)
+            saved, update = updated(self.saved, now, evidence, data)
             with self._one_at_a_time:
-                if update.chosen != "calibration":  # it learned from the versions as they are now
-                    card = replace(saved.card, fingerprints=tuple(version.fingerprint for version in versions))
-                    saved = replace(saved, card=card, distance=distance)
+                if saved.card.fingerprints != self.saved.card.fingerprints:
                     self.versions, self._estimators = tuple(versions), estimators
                 self.saved = saved
         return update
@@ -249,13 +240,13 @@ class GuardedPredictor(nn.Module):
     def without(self, names: Sequence[str]) -> Self:
         """A guard of the other versions; the models are shared with this one, and none is asked.
 
-        Its predictor is fitted anew on what is kept of the calibration.
+        Its predictor is fitted anew on what is kept. A risk that was promised is so no longer.
 
         Args:
             names: versions to leave out.
 
         Raises:
-            ConfigurationError: there is no such version, or none would be left.
+            ConfigurationError: there is no such version, none would be left, or the decision answers by it alone.
         """
         versions, saved = self._now()
         columns = saved.card.columns_without(names)
@@ -277,8 +268,13 @@ class GuardedPredictor(nn.Module):
         return Classifier(self)
 
     def save(self, folder: Path | str) -> None:
-        """Write the guard with its versions' weights as one folder."""
-        save_guard(Path(folder), self.saved, list(self.models))
+        """Write the guard with its versions' weights as one folder; an error leaves what is there as it was.
+
+        Raises:
+            ConfigurationError: weights changed since the guard learned from them, or a part cannot be described.
+        """
+        versions, saved = self._now()
+        save_guard(Path(folder), saved, [version.model for version in versions])
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,17 @@ from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
 from deepfailguard.predictor.class_posterior import failure_of
 from deepfailguard.types import Decision, Evidence
 
-__all__ = ["Judgement", "check_together", "judge", "rule_for", "uses_classes", "with_threshold"]
+__all__ = [
+    "Judgement",
+    "check_together",
+    "for_versions",
+    "judge",
+    "option_of",
+    "rule_for",
+    "single_position",
+    "uses_classes",
+    "with_threshold",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,41 @@ def judge(evidence: Evidence, predictor: FailurePredictor, decision: Rule) -> Ju
 def uses_classes(decision: Rule) -> bool:
     """Whether the rule wants class probabilities."""
     return "class_probability" in inspect.signature(decision).parameters
+
+
+def option_of(decision: Rule, name: str) -> Any:
+    """What an option of the rule is set to; None if it is not set, or if the rule has no such option."""
+    parameter = inspect.signature(decision).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def single_position(decision: Rule) -> int | None:
+    """Position of the version by which alone the rule answers; None if it hears all."""
+    version = option_of(decision, "version")
+    return version if isinstance(version, int) else None
+
+
+def for_versions(decision: Rule, columns: Sequence[int]) -> Rule:
+    """The rule for some of the versions: one that answers by a single version finds it in its new place.
+
+    Args:
+        decision: for all versions.
+        columns: positions of those that are left.
+
+    Raises:
+        ConfigurationError: the single version is not among them.
+    """
+    version = single_position(decision)
+    if version is None:
+        return decision
+    if version not in columns:
+        raise ConfigurationError(
+            f"the decision answers by version {version} alone, which would be left out; keep it, or fit a guard "
+            "with another decision such as majority_vote"
+        )
+    rule: Any = decision
+    moved: Rule = functools.partial(rule, version=list(columns).index(version))
+    return moved
 
 
 def with_threshold(decision: Rule, abstain_above: float) -> Rule:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from deepfailguard.data.base import ImageSet
-from deepfailguard.data.hashing import image_hashes
 from deepfailguard.decision.base import Rule
 from deepfailguard.decision.prediction_sets import PredictionSets, calibrate_sets
 from deepfailguard.decision.risk import RiskBound, bound_risk
 from deepfailguard.errors import ConfigurationError
+from deepfailguard.guard.calibration import MAY_BE_ALIKE, how_many_known
 from deepfailguard.guard.judging import with_threshold
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.verdict import Verdict
@@ -42,22 +42,23 @@ def kept_apart(labelled: ImageSet | tuple[Tensor, Tensor], saved: SavedGuard) ->
     """Labelled images that the guard did not learn from.
 
     Raises:
-        ConfigurationError: it did.
+        ConfigurationError: it did learn from more than one in a hundred of them, in whatever order they come. A few may
+            be alike by nature, as blank images are.
     """
     data = labelled if isinstance(labelled, ImageSet) else ImageSet(*labelled)
-    if data.fingerprint == saved.card.calibration_fingerprint:
-        raise ConfigurationError(
-            "the guard was fitted on these very images, on which it looks better than it is; "
-            "keep some labelled images apart and pass those"
-        )
-    known = set() if saved.service is None else {bytes(each) for each in saved.service.images.tolist()}
-    twice = sum(each in known for each in image_hashes(data.images)) if known else 0
-    if twice:
-        raise ConfigurationError(
-            f"{twice} of these images were given to update, so the guard looks better on them than it is; "
-            "keep some labelled images apart and pass those"
-        )
+    _refuse_known(data, saved.calibration.images, "those of calibration")
+    if saved.service is not None:
+        _refuse_known(data, saved.service.images, "given to update")
     return data
+
+
+def _refuse_known(data: ImageSet, hashes: Tensor, what: str) -> None:
+    known = how_many_known(data.images, hashes)
+    if known > MAY_BE_ALIKE * len(data):
+        raise ConfigurationError(
+            f"{known} of these {len(data)} images were {what}, so the guard looks better on them than it is; "
+            "keep some labelled images apart and pass those"
+        )
 
 
 def bounded_decision(

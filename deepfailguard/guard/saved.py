@@ -1,30 +1,33 @@
 """A guard as one folder without pickle: its card, its predictor, what that learned from, and the versions' weights."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.decision.base import Rule
-from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
-from deepfailguard.guard.calibration import Calibration, Service, learned, lessons
+from deepfailguard.errors import ConfigurationError, CorruptFileError
+from deepfailguard.guard.calibration import Basis, Calibration, Service, learned, lessons
 from deepfailguard.guard.calibration_tensors import calibration_of, calibration_tensors, service_of, service_tensors
+from deepfailguard.guard.judging import for_versions, option_of
 from deepfailguard.identity import TARGET, describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
-from deepfailguard.versions.version import Version, load_weights
 
-__all__ = ["GuardCard", "SavedGuard", "load_guard", "load_versions", "save_guard"]
+__all__ = ["GuardCard", "SavedGuard", "load_guard", "save_guard", "weights_file"]
 
 _CARD, _PREDICTOR, _VERSIONS = "guard.json", "predictor.safetensors", "versions"
 _CALIBRATION = "calibration.safetensors"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class SavedGuard:
     service: Service | None = None
 
     @property
+    def basis(self) -> Basis:
+        """What the predictor learned from."""
+        return "calibration" if self.service is None else self.service.basis
+
+    @property
     def summary(self) -> str:
         """Versions, predictor and decision in a line."""
         card = self.card
@@ -120,49 +128,86 @@ class SavedGuard:
         )
 
     def of_versions(self, columns: list[int]) -> "SavedGuard":
-        """A guard of some of the versions; its predictor is fitted anew on what is kept of them."""
+        """A guard of some of the versions; its predictor is fitted anew on what is kept of them.
+
+        Raises:
+            ConfigurationError: the decision answers by a version that is not among them.
+        """
+        decision = for_versions(self.decision, columns)
+        if len(columns) < len(self.card.names) and option_of(decision, "abstain_above") is not None:
+            logger.warning(
+                "without %s the threshold of the decision is another guard's: no risk is promised; see `promising`",
+                ", ".join(name for n, name in enumerate(self.card.names) if n not in columns),
+            )
         calibration = self.calibration.of_versions(columns)
         service = None if self.service is None else self.service.of_versions(columns)
-        basis = "calibration" if service is None else service.basis
-        predictor = learned(self.predictor, lessons(calibration, service, basis))
-        return SavedGuard(self.card.of_versions(columns), predictor, self.decision, self.distance, calibration, service)
+        predictor = learned(self.predictor, lessons(calibration, service, self.basis))
+        return SavedGuard(self.card.of_versions(columns), predictor, decision, self.distance, calibration, service)
 
 
 def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> None:
-    """Write a guard; its card comes last, so a folder without one is not a guard."""
+    """Write a guard. What cannot be written leaves a guard that stands in the folder as it was.
+
+    Raises:
+        ConfigurationError: the weights of a version changed since the guard learned from it, or a part of the guard
+            cannot be described.
+    """
+    _check_unchanged(guard.card, models)
+    state = guard.predictor.state()
+    kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
+    content = _content(guard, learned=digest_tensors(state), calibration=digest_tensors(kept))
+    files = {_PREDICTOR: state, _CALIBRATION: kept}
+    files |= {str(weights_file(n, guard.card.names[n])): model.state_dict() for n, model in enumerate(models)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as beside:
+        for name, tensors in files.items():
+            save_tensors(Path(beside, name), tensors)
+        save_json(Path(beside, _CARD), content)
+        _put_in_place(Path(beside), folder, [*files, _CARD])
+
+
+def _put_in_place(new: Path, folder: Path, files: Sequence[str]) -> None:
+    """Move files in place of all that was there; the card comes last, so a folder without one is not a guard."""
     (folder / _CARD).unlink(missing_ok=True)
     for old in (folder / _VERSIONS).glob("*.safetensors"):
         old.unlink()
-    for position, model in enumerate(models):
-        save_tensors(_weights(folder, position, guard.card.names[position]), model.state_dict())
-    state = guard.predictor.state()
-    save_tensors(folder / _PREDICTOR, state)
-    kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
-    save_tensors(folder / _CALIBRATION, kept)
-    content = {
-        "classes": list(guard.card.classes),
-        "bounds": [guard.card.bounds.low, guard.card.bounds.high],
+    (folder / _VERSIONS).mkdir(exist_ok=True)
+    for name in files:
+        (new / name).replace(folder / name)
+
+
+def _check_unchanged(card: GuardCard, models: Sequence[nn.Module]) -> None:
+    """Refuse weights that nobody could load: they would not be those of the card."""
+    known = zip(card.names, card.fingerprints, models, strict=True)
+    changed = [name for name, fingerprint, model in known if weights_fingerprint(model) != fingerprint]
+    if changed:
+        raise ConfigurationError(
+            f"the weights of {', '.join(changed)} changed since the guard learned from them; load them again, or let "
+            "the guard learn from what they are now, by update(images, labels) with labels enough to compare, or by fit"
+        )
+
+
+def _content(guard: SavedGuard, *, learned: str, calibration: str) -> dict[str, Any]:
+    """The card's file, with the digests of the other files."""
+    card, service = guard.card, guard.service
+    told = zip(card.names, card.fingerprints, card.cards, card.calibration_accuracy, strict=True)
+    return {
+        "classes": list(card.classes),
+        "bounds": [card.bounds.low, card.bounds.high],
         "versions": [
-            {"name": name, "fingerprint": fingerprint, "card": None if card is None else card.to_json(), "accuracy": a}
-            for name, fingerprint, card, a in zip(
-                guard.card.names,
-                guard.card.fingerprints,
-                guard.card.cards,
-                guard.card.calibration_accuracy,
-                strict=True,
-            )
+            {"name": name, "fingerprint": fingerprint, "card": None if c is None else c.to_json(), "accuracy": accuracy}
+            for name, fingerprint, c, accuracy in told
         ],
-        "calibration_size": guard.card.calibration_size,
-        "calibration_fingerprint": guard.card.calibration_fingerprint,
-        "input_shape": list(guard.card.input_shape),
-        "learned": digest_tensors(state),
-        "calibration": digest_tensors(kept),
-        "basis": None if guard.service is None else guard.service.basis,
+        "calibration_size": card.calibration_size,
+        "calibration_fingerprint": card.calibration_fingerprint,
+        "input_shape": list(card.input_shape),
+        "learned": learned,
+        "calibration": calibration,
+        "service": None if service is None else {"basis": service.basis, "fingerprints": list(service.fingerprints)},
         "predictor": describe(guard.predictor),
         "decision": describe(guard.decision),
         "distance": describe(guard.distance),
     }
-    save_json(folder / _CARD, content)
 
 
 def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
@@ -176,9 +221,9 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
     if not (folder / _CARD).is_file():
         raise FileNotFoundError(f"{folder} holds no guard (no {_CARD}); make one with scripts/train_guard.py or save()")
     content = load_json(folder / _CARD)
-    if "calibration" not in content:
+    if not {"calibration", "service"} <= content.keys():
         raise ConfigurationError(
-            f"{folder} was saved by an older release, which kept nothing of the calibration; fit the guard again"
+            f"{folder} was saved by an older release, which kept less of the calibration; fit the guard again"
         )
     predictor: FailurePredictor = rebuild(content["predictor"], trusted)
     kept = _verified(folder / _CALIBRATION, content["calibration"])
@@ -188,7 +233,7 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
         decision=rebuild(content["decision"], trusted),
         distance=rebuild(content["distance"], trusted),
         calibration=calibration_of(kept),
-        service=None if content["basis"] is None else service_of(kept, content["basis"]),
+        service=None if content["service"] is None else service_of(kept, **content["service"]),
     )
 
 
@@ -201,67 +246,10 @@ def _verified(path: Path, expected: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_versions(
-    folder: Path, card: GuardCard, trusted: Sequence[str], models: Sequence[nn.Module] | Mapping[str, nn.Module] | None
-) -> list[Version]:
-    """Read the weights of a guard's versions and verify each against its fingerprint.
-
-    Args:
-        folder: of the guard.
-        card: of the guard.
-        trusted: packages whose architectures may be rebuilt.
-        models: untrained (or trained) modules of the right architectures, in order or by name; needed for those
-            versions that deepfailguard did not train, since it does not know how to build them.
-    """
-    if isinstance(models, Mapping):
-        models = _in_order(models, card.names)
-    if models is not None and len(models) != len(card.names):
-        raise ConfigurationError(f"the guard has {len(card.names)} versions, got {len(models)} models")
-    versions = []
-    for position, name in enumerate(card.names):
-        identity = card.cards[position]
-        model = _build(name, identity, trusted) if models is None else models[position]
-        _check_kind(model, position)
-        _load_weights(_weights(folder, position, name), model, card.fingerprints[position])
-        versions.append(Version(name, model, len(card.classes), card.bounds, card.fingerprints[position], identity))
-    return versions
-
-
-def _in_order(models: Mapping[str, nn.Module], names: Sequence[str]) -> list[nn.Module]:
-    if set(models) != set(names):
-        raise ConfigurationError(f"the guard's versions are {', '.join(names)}; got models for {', '.join(models)}")
-    return [models[name] for name in names]
-
-
-def _build(name: str, card: IdentityCard | None, trusted: Sequence[str]) -> nn.Module:
-    if card is None:
-        raise ConfigurationError(
-            f"version {name!r} was not trained by deepfailguard, which cannot rebuild it: "
-            "pass the modules, GuardedPredictor.load(folder, models=[...]); their weights are read from the folder"
-        )
-    with torch.random.fork_rng():  # building draws initial weights that are thrown away
-        model: nn.Module = rebuild(card.architecture, trusted).build(len(card.classes))
-    return model
-
-
-def _load_weights(path: Path, model: nn.Module, fingerprint: str) -> None:
-    if not path.is_file():
-        raise VersionNotFoundError(f"the guard has lost a version: no file {path}; save the guard again")
-    load_weights(model, load_tensors(path).tensors, path.stem)
-    if weights_fingerprint(model) != fingerprint:
-        raise CorruptFileError(f"{path} holds other weights than the guard was fitted with; save the guard again")
-    model.eval()
-
-
-def _check_kind(model: object, position: int) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(f"expected a torch module as model {position}, got a {type(model).__name__}")
-
-
-def _weights(folder: Path, position: int, name: str) -> Path:
-    """The number keeps apart names that differ only in what a file name cannot hold."""
+def weights_file(position: int, name: str) -> Path:
+    """A version's file in a guard's folder; the number keeps apart names that differ only in what it cannot hold."""
     safe = re.sub(r"[^\w.+@-]", "_", name)
-    return folder / _VERSIONS / f"{position}-{safe}.safetensors"
+    return Path(_VERSIONS, f"{position}-{safe}.safetensors")
 
 
 def _shape(shape: list[int]) -> tuple[int, int, int]:

@@ -18,74 +18,22 @@ The bound is linear in the statistics: it adds up over dependent ones.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["BetState", "Cells", "Paths", "advance", "fit_cells", "forget", "held", "start_bets", "take_back"]
+__all__ = ["BetState", "Paths", "advance", "bet_tensors", "bets_of", "forget", "held", "start_bets", "take_back"]
 
 _BLOCK: Final = 256
 _LAG: Final = 2 * _BLOCK
-_LOWER_EDGES: Final = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 _SHIFTS: Final = (-0.5, 0.5)
 _TAILS: Final = (0.02, 0.04, 0.07, 0.1, 0.15, 0.3)
 _ODDS: Final = math.log(3.0)
 _MEMORIES: Final = (32.0, 256.0)
 _CAUTION: Final = (4.0, 16.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """K cells among the calibration values of M statistics.
-
-    Attributes:
-        edges: (M, K - 1) float64, calibration values at fixed ranks, ascending.
-        ties: (M, K - 1) float64 in [0, 1), the random numbers that order an edge among equal values.
-        gaps: (K,) float64 >= 1, gaps between calibration values in each cell; they sum to n + 1.
-    """
-
-    edges: Tensor
-    ties: Tensor
-    gaps: Tensor
-
-    def of(self, values: Tensor, ties: Tensor) -> Tensor:
-        """Cells (B, M) int64 in [0, K) of values (B, M) float64 without NaN and their random numbers."""
-        values, ties = values[:, :, None], ties[:, :, None]
-        return ((values > self.edges) | ((values == self.edges) & (ties > self.ties))).sum(2)
-
-    def with_rows(self, which: Tensor, rows: "Cells") -> "Cells":
-        """These cells, but for some statistics, (M,) bool, those of other calibration values of the same number."""
-        edges, ties = self.edges.clone(), self.ties.clone()
-        edges[which], ties[which] = rows.edges, rows.ties
-        return Cells(edges, ties, self.gaps)
-
-
-def fit_cells(values: Tensor, ties: Tensor) -> Cells:
-    """Cut the calibration values (n, M) float64 without NaN, n >= 2, into cells at ranks that depend on n alone.
-
-    The outermost cells hold what lies beyond all calibration values. Edges at values of one's choice, say where
-    a tie ends, would give more power and break the exactness.
-
-    Args:
-        values: (n, M) float64.
-        ties: (n, M) float64 in [0, 1), random numbers.
-    """
-    n = len(values)
-    order = ties.argsort(0)
-    order = order.gather(0, values.gather(0, order).argsort(dim=0, stable=True))
-    ranks = _edge_ranks(n)
-    gaps = torch.tensor([*ranks, n + 1], dtype=torch.float64).diff(prepend=torch.zeros(1, dtype=torch.float64))
-    chosen = order[torch.tensor(ranks) - 1]
-    return Cells(values.gather(0, chosen).T.contiguous(), ties.gather(0, chosen).T.contiguous(), gaps)
-
-
-def _edge_ranks(n: int) -> list[int]:
-    """Ranks in [1, n] of the calibration values that are edges, symmetric up to rounding."""
-    lower = {max(1, round(share * (n + 1))) for share in _LOWER_EDGES} | {1}
-    return sorted({min(rank, n) for rank in lower | {n + 1 - rank for rank in lower}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +136,26 @@ def take_back(state: BetState, which: Tensor) -> BetState:
     )
 
 
-def forget(state: BetState, which: Tensor, gaps: Tensor) -> BetState:
-    """Let some statistics, (M,) bool, begin anew with nothing but their calibration."""
+def forget(state: BetState, which: Tensor, urn: Tensor) -> BetState:
+    """Let some statistics, (M,) bool, begin anew with an urn (M, K): (K,) gaps if with nothing but calibration."""
     some = which[:, None]
     return replace(
         take_back(state, which),
-        counts=torch.where(some, gaps, state.counts),
-        usual=torch.where(some, gaps, state.usual),
-        earlier=torch.where(some, gaps, state.earlier),
+        counts=torch.where(some, urn, state.counts),
+        usual=torch.where(some, urn, state.usual),
+        earlier=torch.where(some, urn, state.earlier),
         lately=torch.where(some, 0.0, state.lately),
     )
+
+
+def bet_tensors(state: BetState) -> dict[str, Tensor]:
+    """The state as named tensors."""
+    return {field.name: torch.as_tensor(getattr(state, field.name)) for field in fields(state)}
+
+
+def bets_of(tensors: dict[str, Tensor]) -> BetState:
+    """Take back what `bet_tensors` returned."""
+    return BetState(int(tensors["inputs"]), **{name: each for name, each in tensors.items() if name != "inputs"})
 
 
 def _advance_in_block(state: BetState, cells: Tensor) -> tuple[BetState, Paths]:

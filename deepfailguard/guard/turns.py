@@ -1,7 +1,6 @@
 """Asking versions one after the other, each only about the inputs that still need it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,7 +43,20 @@ def in_turns(evidence: Evidence, predictor: FailurePredictor) -> Evidence:
         settled = predictor.is_settled(evidence[left].of_versions(list(range(stage))), stage).cpu()
         labels[left[settled], stage:] = NO_ANSWER
         left = left[~settled]
-    return replace(evidence, labels=labels, found=evidence.found & (labels != NO_ANSWER))
+    return _silenced(evidence, labels)
+
+
+def _silenced(evidence: Evidence, labels: Tensor) -> Evidence:
+    """With these labels; where they are -1 nothing else is told either, as of a version that was not asked."""
+    told = labels != NO_ANSWER
+    logits, features = evidence.logits, evidence.features
+    return Evidence(
+        labels,
+        torch.where(told, evidence.distance, 0.0),
+        evidence.found & told,
+        None if logits is None else torch.where(told[:, :, None], logits, 0.0),
+        None if features is None else tuple(torch.where(told[:, n, None], f, 0.0) for n, f in enumerate(features)),
+    )
 
 
 def _settled(

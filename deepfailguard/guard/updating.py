@@ -11,15 +11,15 @@ from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.data.base import ImageSet
-from deepfailguard.data.hashing import image_hashes
 from deepfailguard.errors import DataFormatError
 from deepfailguard.guard.answering import checked_images
 from deepfailguard.guard.asking import evidence_of
 from deepfailguard.guard.calibrating import ask_everything, check_inside, check_labels
-from deepfailguard.guard.calibration import Basis, Service, learned, lessons
+from deepfailguard.guard.calibration import MAY_BE_ALIKE, Basis, Service, hashes_of, how_many_known, learned, lessons
+from deepfailguard.guard.judging import option_of
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.turns import in_turns
-from deepfailguard.identity import describe, weights_fingerprint
+from deepfailguard.identity import weights_fingerprint
 from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
 from deepfailguard.predictor.class_posterior import FLOOR
 from deepfailguard.seeding import generator
@@ -44,7 +44,7 @@ class Update:
         chosen: what the guard's predictor learned from.
         losses: mean log loss on the labelled inputs of a predictor that learned from each, in cross-validation;
             empty where there are too few inputs to tell.
-        inputs: how many labelled inputs there are so far.
+        inputs: how many labelled inputs there are so far that the versions answered with their present weights.
     """
 
     chosen: Basis
@@ -62,30 +62,33 @@ def checked_labelled(images: Tensor, labels: Tensor, saved: SavedGuard) -> Image
     """Labelled inputs that a guard can learn from, the newest ones if they are very many.
 
     Raises:
-        DataFormatError: shapes or values that do not fit, or the calibration data themselves.
+        DataFormatError: shapes or values that do not fit, or images of the calibration data.
     """
     data = ImageSet(checked_images(images, saved.card), labels)
     check_inside(data.images, saved.card.bounds, "labelled")
     check_labels(data.labels, len(saved.card.classes), "labelled")
-    if data.fingerprint == saved.card.calibration_fingerprint:
-        raise DataFormatError("these are the calibration data, from which the guard learned already; give new ones")
+    known = how_many_known(data.images, saved.calibration.images)
+    if known > MAY_BE_ALIKE * len(data):
+        raise DataFormatError(
+            f"{known} of these {len(data)} images are calibration data, from which the guard learned already; "
+            "give others"
+        )
     return data.take(slice(-_KEPT, None))
 
 
-def retaken(
-    versions: Sequence[Version], distance: DistanceEstimator | None
-) -> tuple[list[Version], DistanceEstimator | None]:
-    """The versions with fingerprints of the weights that they have now, and the distance that knows them by these.
+def retaken(versions: Sequence[Version], saved: SavedGuard) -> tuple[list[Version], SavedGuard]:
+    """The versions with fingerprints of the weights that they have now, and a guard that knows them by these.
 
     A cache would refuse, or answer for, the weights that a damaged version had before.
     """
     now = [replace(version, fingerprint=weights_fingerprint(version.model)) for version in versions]
-    known = getattr(distance, "versions", None)
-    if not known or not hasattr(distance, "of_version"):
-        return now, distance
+    saved = replace(saved, card=replace(saved.card, fingerprints=tuple(version.fingerprint for version in now)))
+    known = getattr(saved.distance, "versions", None)
+    if not known or not hasattr(saved.distance, "of_version"):
+        return now, saved
     renamed = {new.fingerprint: known[old.fingerprint] for old, new in zip(versions, now, strict=True)}
-    learning: Any = distance
-    return now, replace(learning, versions=renamed)
+    learning: Any = saved.distance
+    return now, replace(saved, distance=replace(learning, versions=renamed))
 
 
 def service_evidence(
@@ -112,35 +115,43 @@ def _as_wide(features: Tensor, usual: Tensor) -> Tensor:
     return features if features.shape[1] == usual.shape[1] else features.new_zeros(len(features), usual.shape[1])
 
 
-def updated(saved: SavedGuard, evidence: Evidence, data: ImageSet) -> tuple[SavedGuard, Update]:
+def updated(saved: SavedGuard, now: SavedGuard, evidence: Evidence, data: ImageSet) -> tuple[SavedGuard, Update]:
     """The guard that knows these labelled inputs too, and learned from what is best for all labelled inputs so far.
 
     The candidates are fitted in the order of `Basis`; one is chosen in place of those before it if its mean loss on
     the labelled inputs, each judged without having learned from it, is smaller by more than two standard errors.
 
+    Where that could be shown, or what the guard had learned is given up, it is the guard of the present weights.
+
     Args:
         saved: the guard.
-        evidence: on the new inputs.
+        now: the same, but for the versions' present weights.
+        evidence: on the new inputs, of the present weights.
         data: the new inputs.
     """
-    service = _extended(saved.service, evidence, data)
+    service = _extended(saved.service, evidence, data, now.card.fingerprints)
     update = _compared(saved, service)
-    if update.chosen == service.basis == "calibration":
-        return replace(saved, service=service), update
-    if "abstain_above" in describe(saved.decision):
-        logger.warning("failure probabilities are learned anew: the threshold of the decision was found for others")
-    predictor = learned(saved.predictor, lessons(saved.calibration, service, update.chosen))
-    return replace(saved, predictor=predictor, service=replace(service, basis=update.chosen)), update
+    judged = now if update.losses or update.chosen != saved.basis else saved
+    predictor = saved.predictor
+    if not update.chosen == saved.basis == "calibration":
+        if option_of(saved.decision, "abstain_above") is not None:
+            logger.warning("failure probabilities are learned anew: the threshold of the decision was found for others")
+        predictor = learned(predictor, lessons(saved.calibration, service, update.chosen))
+    return replace(judged, predictor=predictor, service=replace(service, basis=update.chosen)), update
 
 
-def _extended(before: Service | None, evidence: Evidence, data: ImageSet) -> Service:
-    """All labelled inputs, the newest last; an image that came again counts once, with its last label."""
-    hashes = torch.tensor([list(each) for each in image_hashes(data.images)], dtype=torch.uint8)
-    service = Service(evidence, data.labels.cpu(), hashes, "calibration")
-    if before is not None:
+def _extended(before: Service | None, evidence: Evidence, data: ImageSet, fingerprints: tuple[str, ...]) -> Service:
+    """All labelled inputs that the present weights answered, the newest last; nothing learned from them yet.
+
+    An image that came again counts once, with its last label. What other weights said is no evidence of these.
+    """
+    service = Service(evidence, data.labels.cpu(), hashes_of(data.images), fingerprints, "calibration")
+    if before is not None and before.fingerprints != fingerprints:
+        logger.warning("weights changed: %d labelled inputs that others had answered no longer count", len(before))
+    elif before is not None:
         both = Evidence.concatenate([before.evidence, evidence])
-        truth, hashes = torch.cat([before.truth, service.truth]), torch.cat([before.images, hashes])
-        service = Service(both, truth, hashes, before.basis)
+        truth, images = torch.cat([before.truth, service.truth]), torch.cat([before.images, service.images])
+        service = Service(both, truth, images, fingerprints, before.basis)
     last = {bytes(image): position for position, image in enumerate(service.images.tolist())}
     return service.take(torch.tensor(sorted(last.values()))[-_KEPT:])
 
@@ -162,7 +173,7 @@ def _compared(saved: SavedGuard, service: Service) -> Update:
 def _losses(saved: SavedGuard, service: Service, basis: Basis, fold: Tensor) -> Tensor:
     """The loss on each labelled input, (L,) float64, of a predictor that did not learn from it."""
     if basis == "calibration":
-        fitted = saved.predictor if service.basis == basis else learned(saved.predictor, saved.calibration)
+        fitted = saved.predictor if saved.basis == basis else learned(saved.predictor, saved.calibration)
         return _loss(fitted, service.evidence, service.truth)
     losses = torch.zeros(len(service), dtype=torch.float64)
     for number in range(_FOLDS):

@@ -41,8 +41,8 @@ class Verdict:
         failure_probability: (B,) float64 in [0, 1] that the answer is wrong.
         abstained: (B,) bool, whether the guard declines to answer for its label.
         weights: (B, N) float64, what each version contributed.
-        probabilities: (B, K) float64, the weighted mean of the versions' softmax outputs; rows sum to 1
-            (to 0 where no version answered).
+        probabilities: (B, K) float64, what the predictor tells of the classes, or else the weighted mean of the
+            versions' softmax outputs; rows sum to 1 (to 0 where the label is -1).
         version_labels: (B, N) int64, each version's answer, -1 for none.
         version_failure_probability: (B, N) float64 in [0, 1].
         distance: (B, N) float32, boundary distances.
@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def degraded(self) -> bool:
-        """Whether any version failed on any input that it was asked."""
+        """Whether a version failed on an input that it was asked, or is in quarantine and was not asked."""
         return not all(health.healthy for health in self.health)
 
     def class_name(self, label: int) -> str:

@@ -4,8 +4,8 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,15 +14,17 @@ from deepfailguard.errors import ConfigurationError
 from deepfailguard.guard.answering import answerable, verdict_of
 from deepfailguard.guard.asking import Answers, evidence_of
 from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.guard.judging import single_position
+from deepfailguard.guard.places import in_places, silence
 from deepfailguard.guard.quarantine import Quarantine
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.statistics import scores_of, usable_scores
-from deepfailguard.guard.verdict import Verdict, VersionHealth
-from deepfailguard.guard.watch_report import Quarantined, WatchReport
+from deepfailguard.guard.verdict import Verdict
+from deepfailguard.guard.watch_report import WatchReport
 from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.identity import digest
 from deepfailguard.predictor.base import SettlingPredictor
-from deepfailguard.types import NO_ANSWER, Distances
+from deepfailguard.types import NO_ANSWER
 
 __all__ = ["WATCHED", "AlarmCallback", "WatchedGuard"]
 
@@ -79,6 +81,11 @@ class WatchedGuard:
                 f"{type(guard.saved.predictor).__name__} leaves versions unasked, and who is not asked cannot be "
                 "watched; take a predictor that hears all versions, such as JointPredictor"
             )
+        if single_position(guard.saved.decision) is not None:
+            raise ConfigurationError(
+                "the decision answers by a single version, without which nothing would be answered; take one that "
+                "hears all versions, such as majority_vote"
+            )
         evidence, names = guard.saved.calibration.evidence, guard.saved.card.names
         chosen = _scores_for(guard) if scores is None else tuple(scores)
         watch = VersionWatch(chosen, names=names, inputs_per_false_alarm=inputs_per_false_alarm, seed=seed)
@@ -93,6 +100,12 @@ class WatchedGuard:
         self._whole = guard.saved
         self._reduced: dict[tuple[int, ...], SavedGuard] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_one_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _one_at_a_time=threading.Lock())
+
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Verdict:
         """Answer a batch, as the guard does.
@@ -105,7 +118,7 @@ class WatchedGuard:
         """
         good, asked = answerable(images, self.guard.saved.card)
         with self._one_at_a_time:
-            answered = self._judge(self._ask(asked), good, len(images))
+            answered = self._judge(*self._ask(asked), good, len(images))
         return self._told(answered)
 
     def judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> Verdict:
@@ -119,7 +132,7 @@ class WatchedGuard:
             batch: how many inputs there are.
         """
         with self._one_at_a_time:
-            answered = self._judge(answers, good, batch)
+            answered = self._judge(self.guard.saved, answers, good, batch)
         return self._told(answered)
 
     def predict(self, images: Tensor) -> Tensor:
@@ -179,30 +192,31 @@ class WatchedGuard:
             self._quarantine.with_state({name: tensor for name, tensor in state.items() if name != "guard"})
         return self
 
-    def _ask(self, images: Tensor) -> list[Answers]:
-        """Answers of all N versions to images; those in quarantine are not asked."""
+    def _ask(self, images: Tensor) -> tuple[SavedGuard, list[Answers]]:
+        """What there is to judge by, and answers of all N versions to images; those in quarantine are not asked."""
         active = self._quarantine.active
-        _, answers = self.guard.ask(images, active)
+        saved, answers = self.guard.ask(images, active)  # an update may come right afterwards
         told = dict(zip(active, answers, strict=True))
-        return [told.get(v) or _silence(version.classes, len(images)) for v, version in enumerate(self.guard.versions)]
+        silent, versions = silence(len(saved.card.classes), len(images)), range(len(saved.card.names))
+        return saved, [told.get(version, silent) for version in versions]
 
-    def _judge(self, answers: Sequence[Answers], good: Tensor, batch: int) -> "_Answered":
-        evidence = evidence_of(answers, self.guard.saved.predictor.needs)
+    def _judge(self, saved: SavedGuard, answers: Sequence[Answers], good: Tensor, batch: int) -> "_Answered":
+        evidence = evidence_of(answers, saved.predictor.needs)
         before = self._quarantine.report()
         report = self._quarantine.see(evidence.labels, scores_of(evidence, self.scores))
         active = self._quarantine.active
-        verdict = verdict_of(self._of_versions(active), [answers[version] for version in active], good, batch)
-        return _Answered(_in_places(verdict, active, report), report, _is_news(before, report))
+        verdict = verdict_of(self._of_versions(saved, active), [answers[version] for version in active], good, batch)
+        return _Answered(in_places(verdict, active, report), report, _is_news(before, report))
 
-    def _of_versions(self, active: list[int]) -> SavedGuard:
+    def _of_versions(self, saved: SavedGuard, active: list[int]) -> SavedGuard:
         """The guard of some versions; fitted once."""
-        if self.guard.saved is not self._whole:  # it was updated
-            self._whole, self._reduced = self.guard.saved, {}
-        if len(active) == len(self._whole.card.names):
-            return self._whole
+        if saved is not self._whole:  # it was updated
+            self._whole, self._reduced = saved, {}
+        if len(active) == len(saved.card.names):
+            return saved
         key = tuple(active)
         if key not in self._reduced:
-            self._reduced[key] = self._whole.of_versions(active)
+            self._reduced[key] = saved.of_versions(active)
         return self._reduced[key]
 
     def _told(self, answered: "_Answered") -> Verdict:
@@ -245,46 +259,8 @@ def _scores_for(guard: GuardedPredictor) -> tuple[str, ...]:
     return tuple(name for name in WATCHED if name in usable and (searched or name != "distance"))
 
 
-def _silence(classes: int, inputs: int) -> Answers:
-    """Of a version that was not asked."""
-    nothing = torch.zeros(inputs)
-    distances = Distances(torch.full((inputs,), NO_ANSWER), nothing, nothing.bool())
-    logits = torch.zeros(inputs, classes, dtype=torch.float64)
-    return Answers(logits, torch.zeros(inputs, 0), distances, VersionHealth("", 0, 0))
-
-
 def _is_news(before: WatchReport, after: WatchReport) -> bool:
     """Whether an alarm was raised, or the quarantine changed."""
     known = {(alarm.version, alarm.statistic, alarm.raised) for alarm in before.alarms}
     fresh = {(alarm.version, alarm.statistic, alarm.raised) for alarm in after.alarms} - known
     return bool(fresh) or before.quarantined != after.quarantined
-
-
-def _in_places(verdict: Verdict, active: list[int], report: WatchReport) -> Verdict:
-    """The verdict of some versions, in their places among all N; the others have no answer."""
-    if not report.quarantined:
-        return verdict
-    versions = len(report.names)
-    health = dict(zip(active, verdict.health, strict=True))
-    health |= {each.version: _health(each, report) for each in report.quarantined}
-    return replace(
-        verdict,
-        weights=_columns(verdict.weights, active, versions, 0.0),
-        version_labels=_columns(verdict.version_labels, active, versions, NO_ANSWER),
-        version_failure_probability=_columns(verdict.version_failure_probability, active, versions, 1.0),
-        distance=_columns(verdict.distance, active, versions, 0.0),
-        found=_columns(verdict.found, active, versions, False),
-        health=tuple(health[version] for version in range(versions)),
-    )
-
-
-def _health(quarantined: Quarantined, report: WatchReport) -> VersionHealth:
-    reasons = "; ".join(str(alarm).removeprefix(f"{alarm.name} ") for alarm in report.of(quarantined.version))
-    return VersionHealth(quarantined.name, 0, 0, f"in quarantine since input {quarantined.since}: it {reasons}")
-
-
-def _columns(values: Tensor, places: list[int], columns: int, otherwise: float) -> Tensor:
-    """The columns (B, n) in their places among N."""
-    whole = torch.full((len(values), columns), otherwise, dtype=values.dtype)
-    whole[:, places] = values.cpu()
-    return whole

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError, NotFittedError
-from deepfailguard.guard.sequential import BetState, Cells, advance, fit_cells, forget, held, start_bets, take_back
+from deepfailguard.guard.cells import Cells, fit_cells
+from deepfailguard.guard.sequential import BetState, advance, bet_tensors, bets_of, forget, held, start_bets, take_back
 from deepfailguard.guard.standing import Standing, dropped, forgotten, noted, standing, with_alarms
 from deepfailguard.guard.statistics import disagreement, statistics_of
 from deepfailguard.guard.watch_report import DISAGREEMENT, Alarm, WatchReport, cause_of
@@ -44,13 +45,7 @@ class VersionWatch:
     no other version answered           counts as agreement: there is nothing to disagree with
     one version only                    no disagreement; scores alone are watched
     fewer than 100 calibration inputs   refused; 1000 are needed to notice small changes
-    0 inputs in a batch                 the report is as before
     ==================================  ===================================================================
-
-    What it costs, simulated with 1000 calibration inputs, 5 versions and one score: a disagreement that rises from
-    10 % to 25 % is noticed after 175 inputs in the median (684 in 99 of 100 cases; 144 and 364 once 2000 inputs came
-    as usual), from 10 % to 90 % after 17 (26), a score moved by half a standard deviation after 120 (340), a stuck
-    one after 11. With 300 calibration inputs only the large changes are sure to be noticed from the first input on.
 
     Not to be called from two threads at once.
 
@@ -96,6 +91,7 @@ class VersionWatch:
         self.cells_: Cells | None = None
         self.bets_: BetState | None = None
         self.standing_: Standing | None = None
+        self._urns: dict[str, Tensor] = {}  # of disagreement, (N, K), by who was watched, as in "101"
 
     def fit(self, labels: Tensor, scores: Mapping[str, Tensor]) -> Self:
         """Learn what is usual.
@@ -119,13 +115,13 @@ class VersionWatch:
         if values.shape[1] == 0:
             raise ConfigurationError(f"nothing to watch: {versions} version(s) without a score; name one in scores")
         self._check_names(versions)
-        random = generator(self.seed, "watch calibration")
         self.versions_ = versions
-        self.cells_ = fit_cells(values, torch.rand(values.shape, generator=random, dtype=torch.float64))
+        self.cells_ = fit_cells(values, self._ties(len(values)))
         self.bets_ = start_bets(self.cells_.gaps, values.shape[1])
         self.standing_ = standing(values)
         self._random = generator(self.seed, "watch service")
         self._active = torch.ones(versions, dtype=torch.bool)
+        self._urns = {}
         return self
 
     def update(self, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
@@ -191,13 +187,15 @@ class VersionWatch:
         cells, bets, stands = self._fitted()
         which = self._of_versions(versions)
         self.bets_, self.standing_ = forget(bets, which, cells.gaps), forgotten(stands, which)
+        repaired = set(range(self.versions_) if versions is None else versions)
+        self._urns = {key: urn for key, urn in self._urns.items() if not any(key[v] == "1" for v in repaired)}
 
     def watch_only(self, versions: Sequence[int], labels: Tensor) -> None:
         """Leave the other versions out from now on: they are no longer watched, and nobody is compared with them.
 
-        Alarms of those that are left out stand, and their scores go on where they were if they come back.
-        Disagreement is another one among other versions: it is watched anew, and alarms of it no longer stand for
-        those that are watched.
+        Alarms of those that are left out stand, and their scores go on where they were if they come back. Among other
+        versions disagreement is another one: usual is what was seen of it when the same versions were watched before,
+        or calibration alone. Alarms of it no longer stand for those that are watched.
 
         Args:
             versions: positions of those that are watched, at least one.
@@ -211,14 +209,17 @@ class VersionWatch:
             raise ConfigurationError(f"expected the labels of calibration, got others of shape {tuple(labels.shape)}")
         if not len(versions):
             raise ConfigurationError("no version would be left to watch; name at least one")
-        self._active = active = self._per_version(self._of_versions(versions))[:, 0]
+        before, active = self._active, self._per_version(self._of_versions(versions))[:, 0]
+        self._active = active
         if self.versions_ == 1:
             return
         first = torch.arange(len(stands.usual)) % self._per_one(self.versions_) == 0
         values = disagreement(torch.where(active, labels.cpu(), NO_ANSWER)).double()
-        random = generator(self.seed, "watch calibration", *active.tolist())
-        fresh = fit_cells(values, torch.rand(values.shape, generator=random, dtype=torch.float64))
-        self.cells_, self.bets_ = cells.with_rows(first, fresh), forget(bets, first, cells.gaps)
+        fresh = fit_cells(values, self._ties(len(values))[:, first])  # the same whenever the same are watched
+        last, now = ("".join(str(int(each)) for each in watched) for watched in (before, active))
+        urns, self._urns[last] = bets.counts.clone(), bets.counts[first]
+        urns[first] = self._urns.get(now, cells.gaps)
+        self.cells_, self.bets_ = cells.with_rows(first, fresh), forget(bets, first, urns)
         stands = replace(stands, usual=stands.usual.masked_scatter(first, values.mean(0)))
         self.standing_ = forgotten(stands, first & self._per_statistic(active))
 
@@ -226,16 +227,15 @@ class VersionWatch:
         """What was learned and seen, as named tensors: enough to go on elsewhere as if nothing had happened."""
         cells, bets, stands = self._fitted()
         own = {"random": self._random.get_state(), "versions": torch.tensor(self.versions_), "active": self._active}
-        inputs = {"bets.inputs": torch.tensor(bets.inputs)}
-        told = {f"bets.{f.name}": getattr(bets, f.name) for f in fields(BetState) if f.name != "inputs"}
-        return {**under("cells", tensors_of(cells)), **told, **inputs, **tensors_of(stands), **own}
+        seen = under("cells", tensors_of(cells)) | under("bets", bet_tensors(bets)) | under("urn", self._urns)
+        return {**seen, **tensors_of(stands), **own}
 
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
-        of_bets, of_standing = [f.name for f in fields(BetState)], [f.name for f in fields(Standing)]
-        own = {*of_standing, "random", "versions", "active"}
-        expected = own | {f"cells.{f.name}" for f in fields(Cells)} | {f"bets.{name}" for name in of_bets}
-        if set(state) != expected:
+        records = {"": Standing, "cells.": Cells, "bets.": BetState}
+        told = {f"{start}{field.name}" for start, record in records.items() for field in fields(record)}
+        expected = told | {"random", "versions", "active"}
+        if {name for name in state if not name.startswith("urn.")} != expected:
             raise ConfigurationError(
                 f"VersionWatch expects the state {', '.join(sorted(expected))}, got {', '.join(sorted(state))}; "
                 "pass what state() of the same class returned"
@@ -247,10 +247,9 @@ class VersionWatch:
                 f"{list(self.scores)}; make the watch with the scores that it was fitted with"
             )
         self._check_names(versions)
-        bets = below("bets", state)
         self.versions_, self._active = versions, state["active"]
         self.cells_, self.standing_ = record_of(Cells, below("cells", state)), record_of(Standing, state)
-        self.bets_ = BetState(int(bets.pop("inputs")), **bets)
+        self.bets_, self._urns = bets_of(below("bets", state)), below("urn", state)
         self._random = torch.Generator()
         self._random.set_state(state["random"])
         return self
@@ -259,6 +258,11 @@ class VersionWatch:
         if self.cells_ is None or self.bets_ is None or self.standing_ is None:
             raise NotFittedError("this VersionWatch was not fitted yet; call fit(labels, scores) or with_state(state)")
         return self.cells_, self.bets_, self.standing_
+
+    def _ties(self, count: int) -> Tensor:
+        """Random numbers (n, M) that order equal calibration values."""
+        random = generator(self.seed, "watch calibration")
+        return torch.rand(count, self.versions_ * self._per_one(self.versions_), generator=random, dtype=torch.float64)
 
     def _check_names(self, versions: int) -> None:
         if self.names and len(self.names) != versions:

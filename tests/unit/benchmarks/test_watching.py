@@ -3,6 +3,7 @@
 import doctest
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from benchmarks.decisions.ensembles import Ensemble
 from benchmarks.decisions.evidence import PoolEvidence, Said
 from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part, shifted_part
 from benchmarks.decisions.pools import DEVELOPMENT, Member
-from benchmarks.watches import figures
+from benchmarks.watches import damages, figures
 from benchmarks.watches.damages import Damage, damaged, with_damage
 from benchmarks.watches.figures import Measured, as_plain, at_most, bars_for, is_right, matters, noticed, tables
 from benchmarks.watches.measuring import Accuracies, Case, Quiet, break_versions, shift_inputs, stay_quiet
@@ -25,7 +26,10 @@ from benchmarks.watches.serving import guard_of, labels_of, serve
 from deepfailguard.data.base import ImageSet
 from deepfailguard.faults.rehearsal import KINDS
 from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.guard.quarantine import Quarantine
+from deepfailguard.guard.watch_report import WatchReport
 from deepfailguard.guard.watched import WatchedGuard
+from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.types import Bounds
 from deepfailguard.versions.tapping import tapped
 from deepfailguard.versions.version import Version
@@ -79,6 +83,16 @@ def test_what_damaged_versions_say_is_asked_once(pool: PoolEvidence, versions: l
     assert torch.equal(first["features"].nan_to_num(), kept["features"].nan_to_num())
 
 
+def test_what_other_code_broke_is_not_kept(
+    pool: PoolEvidence, versions: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage, by_position = Damage(1, 1, 0), dict(enumerate(versions))
+    damaged([damage], pool, by_position, tmp_path)
+    monkeypatch.setattr(damages, "digest_of_code", lambda *patterns: f"other code in {patterns}")
+    damaged([damage], pool, by_position, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_evidence_of_a_damaged_version_is_as_a_guard_gathers_it(pool: PoolEvidence) -> None:
     said = spoilt(pool, 2)
     said["logits"][5] = torch.nan
@@ -130,6 +144,28 @@ def test_undisturbed_streams_are_counted(pool: PoolEvidence, guard: GuardedPredi
     assert quiet == Quiet("digits", 100, 3, 3, 600, 0)
     nervous = stay_quiet(pool, ENSEMBLE, WatchedGuard(guard, inputs_per_false_alarm=5.0), 3)
     assert 0 < nervous.alarms <= 600 / 5
+
+
+def test_alarms_that_no_longer_stand_after_a_quarantine_are_counted_too(
+    pool: PoolEvidence, guard: GuardedPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised, told = [], []
+    update, see = VersionWatch.update, Quarantine.see
+
+    def watching_update(watch: VersionWatch, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
+        report = update(watch, labels, scores)
+        raised.append(len(report.alarms))  # none stood before: each is acknowledged
+        return report
+
+    def watching_see(quarantine: Quarantine, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
+        report = see(quarantine, labels, scores)
+        told.append(len(report.alarms))
+        return report
+
+    monkeypatch.setattr(VersionWatch, "update", watching_update)
+    monkeypatch.setattr(Quarantine, "see", watching_see)
+    quiet = stay_quiet(pool, ENSEMBLE, WatchedGuard(guard, inputs_per_false_alarm=30.0), 20)
+    assert quiet.alarms == sum(raised) > sum(told)
 
 
 def made_up(**settings: Any) -> Case:

@@ -183,6 +183,34 @@ def test_saving_over_another_guard_leaves_nothing_of_it(guard: GuardedPredictor,
     assert [path.name for path in (tmp_path / "versions").iterdir()] == ["0-Affine-0.safetensors"]
 
 
+def test_a_save_that_fails_leaves_the_guard_that_is_there(
+    guard: GuardedPredictor, models: dict[str, nn.Module], tmp_path: Path
+) -> None:
+    before = guard(TEST.images).failure_probability
+    guard.save(tmp_path)
+
+    class Extra(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sound = template_model(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.sound(x)
+            return logits
+
+        def get_extra_state(self) -> str:
+            return "no tensor"
+
+    nameless = GuardedPredictor.fit(models, bars(60, seed=3), decision=lambda labels, failure_probability: None)
+    with pytest.raises(ConfigurationError, match="<lambda> cannot be described"):
+        nameless.save(tmp_path)
+    with pytest.raises(AttributeError):
+        GuardedPredictor.fit([Extra()], bars(60, seed=3)).save(tmp_path)
+    again = GuardedPredictor.load(tmp_path, models=[template_model(8), template_model(9), Broken()])
+    assert torch.equal(again(TEST.images).failure_probability, before)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_a_guard_can_be_copied_and_shown(models: dict[str, nn.Module], tmp_path: Path) -> None:
     guard = GuardedPredictor.fit(models, bars(100, seed=3), predictor=KdePredictor(), cache=tmp_path)
     twin = copy.deepcopy(guard)

@@ -123,7 +123,7 @@ def test_it_keeps_a_promised_risk_by_abstaining(guard: GuardedPredictor, tmp_pat
 
 
 def test_it_promises_nothing_on_the_images_it_was_fitted_on_or_on_too_few(guard: GuardedPredictor) -> None:
-    with pytest.raises(ConfigurationError, match="fitted on these very images"):
+    with pytest.raises(ConfigurationError, match=r"of these \d+ images were those of calibration"):
         guard.promising(CALIBRATION, risk=0.05)
     with pytest.raises(ConfigurationError, match="too few to promise"):
         guard.promising(bars(50, seed=11), risk=0.01)

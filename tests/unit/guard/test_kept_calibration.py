@@ -1,16 +1,22 @@
 """A guard keeps what it was calibrated with, and can be fitted anew without asking a model."""
 
+import functools
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from deepfailguard.decision.base import Rule
+from deepfailguard.decision.rules import majority_vote, single_version
 from deepfailguard.errors import ConfigurationError, CorruptFileError
+from deepfailguard.guard.calibration import hashes_of
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.predictor.kde import KdePredictor
+from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.predictor.staged import StagedPredictor
 from deepfailguard.store import load_json, save_json
 from deepfailguard.types import Evidence
@@ -66,12 +72,39 @@ def test_versions_that_are_not_there_and_all_of_them_cannot_be_left_out(guard: G
         guard.without(NAMES)
 
 
+def _with_decision(decision: Rule) -> GuardedPredictor:
+    return GuardedPredictor.fit(_models(), CALIBRATION, predictor=PriorPredictor(), decision=decision)
+
+
+def test_a_single_version_that_answers_is_found_in_its_new_place(tmp_path: Path) -> None:
+    left = _with_decision(functools.partial(single_version, version=1)).without(["good"])
+    verdict = left(TEST.images)
+    assert torch.equal(verdict.labels, verdict.version_labels[:, 0])
+    assert left.saved.card.names == ("fair", "poor")
+    left.save(tmp_path)
+    assert torch.equal(GuardedPredictor.load(tmp_path, left.models)(TEST.images).labels, verdict.labels)
+    with pytest.raises(ConfigurationError, match="answers by version 1 alone, which would be left out"):
+        _with_decision(functools.partial(single_version, version=1)).without(["fair"])
+
+
+def test_a_promised_risk_ends_with_a_version(caplog: pytest.LogCaptureFixture) -> None:
+    careful = _with_decision(functools.partial(majority_vote, abstain_above=0.5))
+    with caplog.at_level(logging.WARNING):
+        _with_decision(majority_vote).without(["good"])
+        careful.without([])
+        assert caplog.text == ""
+        careful.without(["good", "poor"])
+    assert caplog.text.count("without good, poor the threshold of the decision is another guard's") == 1
+
+
 def test_what_was_learned_from_comes_back_from_disk(guard: GuardedPredictor, tmp_path: Path) -> None:
     guard.save(tmp_path)
     again = GuardedPredictor.load(tmp_path, _models())
     one, other = guard.saved.calibration, again.saved.calibration
     assert torch.equal(one.truth, CALIBRATION.labels)
     assert torch.equal(one.truth, other.truth)
+    assert torch.equal(one.images, hashes_of(CALIBRATION.images))
+    assert torch.equal(one.images, other.images)
     assert all(map(torch.equal, _tensors(one.evidence), _tensors(other.evidence)))
     assert (one.rehearsed is None) == (other.rehearsed is None) == isinstance(guard.saved.predictor, KdePredictor)
     if one.rehearsed is not None and other.rehearsed is not None:
@@ -110,10 +143,11 @@ def test_damage_to_what_is_kept_is_noticed(tmp_path: Path) -> None:
         GuardedPredictor.load(tmp_path / "one", _models())
 
 
-def test_a_folder_of_an_older_release_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["calibration", "service"])
+def test_a_folder_of_an_older_release_says_so(missing: str, tmp_path: Path) -> None:
     GuardedPredictor.fit(_models(), CALIBRATION, predictor=JointPredictor(rehearse=0)).save(tmp_path)
     content = load_json(tmp_path / "guard.json")
-    del content["calibration"]
+    del content[missing]
     save_json(tmp_path / "guard.json", content)
-    with pytest.raises(ConfigurationError, match="older release, which kept nothing of the calibration; fit the guard"):
+    with pytest.raises(ConfigurationError, match="older release, which kept less of the calibration; fit the guard"):
         GuardedPredictor.load(tmp_path, _models())

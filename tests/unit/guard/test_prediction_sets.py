@@ -1,14 +1,18 @@
 """Sets of classes from a guard."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from deepfailguard.data.base import ImageSet
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.promises import GuardedSets
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.predictor.prior import PriorPredictor
+from deepfailguard.seeding import generator
 from tests.examples import CLASSES, Affine, bars, template_model
 
 CALIBRATION, LABELLED, LATER = bars(240, seed=3), bars(400, seed=5), bars(2000, seed=6)
@@ -55,12 +59,57 @@ def test_inputs_without_an_answer_have_every_class(guard: GuardedPredictor) -> N
     assert not members[[0, 2, 3]].all()
 
 
+def test_an_update_that_comes_in_between_does_not_mix_two_guards() -> None:
+    class Racing(GuardedPredictor):
+        def _derived(self, versions: Any, saved: Any) -> Any:
+            derived = super()._derived(versions, saved)
+            self.saved = None  # type: ignore[assignment]  # of no use from here on
+            return derived
+
+    models: dict[str, nn.Module] = {"fair": template_model(1, 0.8)}
+    guard = Racing.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=0))
+    assert _missed(guard.prediction_sets(LABELLED, miss_rate=0.1)) < 0.16
+
+
+def test_where_every_version_fails_all_classes_are_possible() -> None:
+    class Failing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sound, self.fails = template_model(1, 0.8), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.fails:
+                raise RuntimeError("out of memory")
+            logits: Tensor = self.sound(x)
+            return logits
+
+    models = [Failing(), Failing()]
+    rare = torch.cat([(CALIBRATION.labels > 0).nonzero()[:3, 0], (CALIBRATION.labels == 0).nonzero()[:, 0]])
+    guard = GuardedPredictor.fit(models, CALIBRATION.take(rare), predictor=JointPredictor(rehearse=0))
+    sets = guard.prediction_sets(LABELLED, miss_rate=0.3)
+    assert not sets(LATER.images[:4]).all()
+    for model in models:
+        model.fails = True
+    verdict = guard(LATER.images[:4])
+    assert verdict.labels.tolist() == [-1] * 4
+    assert (verdict.probabilities == 0).all()
+    assert guard.as_classifier()(LATER.images[:4]).isnan().all()
+    assert sets(LATER.images[:4]).all()
+
+
 def test_images_that_the_guard_learned_from_are_refused() -> None:
     guard = _guard()
-    with pytest.raises(ConfigurationError, match="fitted on these very images"):
-        guard.prediction_sets(CALIBRATION, miss_rate=0.1)
+    shuffled = torch.randperm(240, generator=generator(0, "shuffled"))
+    for seen in (CALIBRATION, CALIBRATION.take(shuffled), CALIBRATION.take(slice(1, None))):
+        with pytest.raises(ConfigurationError, match=f"{len(seen)} of these {len(seen)} images were those of calib"):
+            guard.prediction_sets(seen, miss_rate=0.1)
+    mixed = ImageSet(
+        torch.cat([LABELLED.images, CALIBRATION.images[:10]]), torch.cat([LABELLED.labels, CALIBRATION.labels[:10]])
+    )
+    with pytest.raises(ConfigurationError, match="10 of these 410 images were those of calibration"):
+        guard.promising(mixed, risk=0.3)
     guard.update(LABELLED.images[:10], LABELLED.labels[:10])
-    with pytest.raises(ConfigurationError, match="10 of these images were given to update"):
+    with pytest.raises(ConfigurationError, match="10 of these 400 images were given to update"):
         guard.prediction_sets(LABELLED, miss_rate=0.1)
 
 

@@ -32,7 +32,7 @@ class Counting(nn.Module):
 
 def _guard() -> tuple[GuardedPredictor, list[Counting]]:
     models = [Counting(0, 0.6), Counting(1, 0.6), Counting(2, 0.6)]
-    predictor = StagedPredictor(tolerance=0.0, rehearse=30)
+    predictor = StagedPredictor(tolerance=0.01, rehearse=30)
     guard = GuardedPredictor.fit(models, bars(600, seed=3), predictor=predictor)
     for model in models:
         model.asked = 0

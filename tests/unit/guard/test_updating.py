@@ -1,6 +1,7 @@
 """A guard that learns from labelled inputs of service."""
 
 import copy
+import functools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.boundary.estimates.distilling import Teaching
 from deepfailguard.boundary.estimates.learned import LearnedDistance
 from deepfailguard.boundary.search.estimator import BoundarySearch
+from deepfailguard.decision.rules import majority_vote
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.turns import in_turns
@@ -219,11 +221,63 @@ def test_what_cannot_be_learned_from_is_refused_and_changes_nothing() -> None:
         (good.images, good.labels.float(), "labels must be"),
         (good.images[:, :, :4], good.labels, r"of shape \(1, 8, 8\) as in calibration"),
         (good.images[:0], good.labels[:0], "labelled data are empty"),
-        (CALIBRATION.images, CALIBRATION.labels, "these are the calibration data"),
+        (CALIBRATION.images.flip(0), CALIBRATION.labels.flip(0), "240 of these 240 images are calibration data"),
+        (
+            torch.cat([good.images, CALIBRATION.images[7:8]]),
+            LABELLED.labels[:21],
+            "1 of these 21 images are calibration",
+        ),
     ):
         with pytest.raises(DataFormatError, match=message):
             guard.update(images, labels)
     assert guard.saved is saved
+
+
+def test_what_other_weights_said_no_longer_counts(caplog: pytest.LogCaptureFixture) -> None:
+    guard, late = _guard(PriorPredictor()), bars(60, seed=9)
+    guard.update(LABELLED.images, LABELLED.labels)
+    _permute_last_layer(guard)
+    with caplog.at_level(logging.WARNING):
+        update = guard.update(late.images, late.labels)
+    assert "weights changed: 200 labelled inputs that others had answered no longer count" in caplog.text
+    alone = _guard(PriorPredictor())
+    _permute_last_layer(alone)
+    assert alone.update(late.images, late.labels) == update
+    assert update.inputs == 60
+    assert torch.equal(alone(TEST.images).failure_probability, guard(TEST.images).failure_probability)
+
+
+@pytest.mark.parametrize("labelled", [5, 200])
+def test_a_repaired_version_brings_back_what_was_calibrated(labelled: int, tmp_path: Path) -> None:
+    guard = _guard(PriorPredictor())
+    sound = copy.deepcopy(guard.models[0].state_dict())
+    before = guard(TEST.images).failure_probability
+    _permute_last_layer(guard)
+    assert guard.update(LABELLED.images, LABELLED.labels).chosen != "calibration"
+    guard.models[0].load_state_dict(sound)
+    update = guard.update(LABELLED.images[:labelled], LABELLED.labels[:labelled])
+    assert (update.chosen, update.inputs) == ("calibration", labelled)
+    assert torch.equal(guard(TEST.images).failure_probability, before)
+    guard.save(tmp_path)
+    again = GuardedPredictor.load(tmp_path, _models())
+    assert torch.equal(again(TEST.images).failure_probability, before)
+
+
+def test_changed_weights_are_saved_only_after_the_guard_learned_what_they_are_worth(tmp_path: Path) -> None:
+    guard = _guard(PriorPredictor())
+    guard.save(tmp_path)
+    before = guard(TEST.images).failure_probability
+    with torch.no_grad():
+        guard.get_parameter("models.0.weight").mul_(1.001)
+    guard.update(LABELLED.images[:5], LABELLED.labels[:5])  # shows nothing
+    with pytest.raises(ConfigurationError, match=r"the weights of best changed since .* by update\(images, labels\)"):
+        guard.save(tmp_path)
+    old = GuardedPredictor.load(tmp_path, _models())
+    assert torch.equal(old(TEST.images).failure_probability, before)
+    assert guard.update(LABELLED.images, LABELLED.labels).chosen == "calibration"
+    guard.save(tmp_path)
+    new = GuardedPredictor.load(tmp_path, _models())
+    assert torch.equal(new.get_parameter("models.0.weight"), guard.get_parameter("models.0.weight"))
 
 
 def test_an_error_in_between_leaves_the_guard_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,10 +318,18 @@ def test_a_threshold_that_was_found_for_another_predictor_is_warned_of(caplog: p
     assert "threshold of the decision was found for others" in caplog.text
 
 
+def test_a_decision_without_a_threshold_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    plain = _guard(PriorPredictor(), decision=functools.partial(majority_vote, abstain_above=None))
+    _permute_last_layer(plain)
+    with caplog.at_level(logging.WARNING):
+        assert plain.update(LABELLED.images, LABELLED.labels).chosen != "calibration"
+    assert "threshold" not in caplog.text
+
+
 def test_nothing_is_promised_on_inputs_that_it_learned_from() -> None:
     guard = _guard(PriorPredictor())
     guard.update(LABELLED.images, LABELLED.labels)
-    with pytest.raises(ConfigurationError, match="200 of these images were given to update"):
+    with pytest.raises(ConfigurationError, match="200 of these 200 images were given to update"):
         guard.promising(LABELLED, risk=0.5)
 
 
@@ -276,5 +338,11 @@ def test_a_cascade_is_judged_by_what_it_would_have_asked() -> None:
     evidence = guard.saved.calibration.evidence
     seen = in_turns(evidence, guard.saved.predictor)
     assert torch.equal(seen.labels, guard(CALIBRATION.images).version_labels)
-    assert (seen.labels == -1).any()
+    silent = seen.labels == -1
+    assert silent.any()
+    assert seen.logits is not None
+    assert (seen.logits[silent] == 0).all()
+    assert (seen.logits[~silent] != 0).any(1).all()
+    assert seen.features is not None
+    assert all((each[column] == 0).all() for each, column in zip(seen.features, silent.T, strict=True))
     assert in_turns(evidence, KdePredictor()) is evidence

@@ -155,6 +155,38 @@ def test_an_acknowledged_change_counts_as_usual_and_the_version_answers_again() 
     assert quarantine.active == [0, 1, 2]
 
 
+def _often_disagreeing(size: int, rate: float, purpose: object) -> Tensor:
+    """Answers of five versions, of which the first is wrong at a rate of its own."""
+    random = generator(0, "disagreeing", purpose)
+    wrong = torch.rand(size, 5, generator=random) < torch.tensor([rate, 0.1, 0.1, 0.1, 0.1])
+    return torch.where(wrong, torch.randint(1, 50, (size, 5), generator=random), 0)
+
+
+def test_a_change_that_is_here_to_stay_alarms_again_a_few_times_at_most() -> None:
+    labels = _often_disagreeing(500, 0.1, "calibration")
+    quarantine = Quarantine(VersionWatch(scores=()).fit(labels, {}), labels)
+    alarms = 0
+    for number in range(200):
+        report = quarantine.see(_often_disagreeing(32, 0.4, number), {})
+        alarms += len(report.alarms)
+        if report.alarms:
+            assert [each.version for each in report.quarantined] == [0]
+            quarantine.acknowledge()
+    assert 1 <= alarms <= 5
+
+
+def test_what_was_seen_of_a_repaired_version_is_forgotten_in_every_company() -> None:
+    labels = _often_disagreeing(500, 0.1, "calibration")
+    quarantine = Quarantine(VersionWatch(scores=()).fit(labels, {}), labels)
+    fresh = quarantine.watch.state()
+    for number in range(10):
+        quarantine.see(_often_disagreeing(32, 0.9, number), {})
+    assert quarantine.active == [1, 2, 3, 4]
+    quarantine.release([0])
+    for name in ("bets.counts", "bets.usual", "cells.edges", "cells.ties", "usual"):
+        assert torch.equal(quarantine.watch.state()[name], fresh[name]), name
+
+
 def test_state_goes_on_elsewhere_as_if_nothing_had_happened() -> None:
     quarantine = _quarantine(3)
     quarantine.see(*_broken(_batch(40, 3), 1))
@@ -162,6 +194,10 @@ def test_state_goes_on_elsewhere_as_if_nothing_had_happened() -> None:
     assert _apart(copy) == [(1, 0)]
     rest = _batch(500, 3, "rest")
     assert str(copy.see(*rest)) == str(quarantine.see(*rest))
+    for each in (copy, quarantine):
+        each.acknowledge()
+        each.see(*rest)
+    assert copy.active == [0, 1, 2]
     assert all(torch.equal(copy.state()[name], value) for name, value in quarantine.state().items())
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from deepfailguard.errors import ConfigurationError
-from deepfailguard.guard.sequential import advance, fit_cells, held, start_bets
+from deepfailguard.guard.cells import fit_cells
+from deepfailguard.guard.sequential import advance, held, start_bets
 from deepfailguard.guard.statistics import SCORES, scores_of, statistics_of, usable_scores
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence

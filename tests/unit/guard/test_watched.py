@@ -1,5 +1,8 @@
 """The guard that watches its versions: what a caller sees."""
 
+import copy
+import functools
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepfailguard.decision.rules import single_version
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.judging import with_threshold
@@ -101,6 +105,7 @@ def test_a_broken_version_is_set_apart_in_the_very_batch_and_not_asked_again(gua
     images = SERVICE.images[100:140]
     verdict = watched(images)
     assert _apart(watched) == [("bob", 100)]
+    assert verdict.degraded
     others = guard.without(["bob"])(images)
     assert torch.equal(verdict.labels, others.labels)
     assert torch.equal(verdict.failure_probability, others.failure_probability)
@@ -214,12 +219,12 @@ def test_state_goes_on_elsewhere_as_if_nothing_had_happened(guard: GuardedPredic
     _model(guard, 1).damage()
     _serve(watched, 0, 60)
     save_tensors(tmp_path / "watch.safetensors", watched.state())
-    copy = WatchedGuard(guard).with_state(load_tensors(tmp_path / "watch.safetensors").tensors)
-    assert _apart(copy) == [("bob", 0)]
-    one, other = watched(SERVICE.images[60:100]), copy(SERVICE.images[60:100])
+    again = WatchedGuard(guard).with_state(load_tensors(tmp_path / "watch.safetensors").tensors)
+    assert _apart(again) == [("bob", 0)]
+    one, other = watched(SERVICE.images[60:100]), again(SERVICE.images[60:100])
     assert torch.equal(one.labels, other.labels)
     assert one.health == other.health
-    assert str(copy.report()) == str(watched.report())
+    assert str(again.report()) == str(watched.report())
     with pytest.raises(ConfigurationError, match="not that of a watch over this guard"):
         WatchedGuard(guard.without(["eve"])).with_state(watched.state())
     with pytest.raises(ConfigurationError, match="not that of a watch over this guard"):
@@ -232,9 +237,9 @@ def test_recorded_answers_are_judged_as_asked_ones(guard: GuardedPredictor) -> N
 
     class Recording(WatchedGuard):
         def _ask(self, images: Tensor) -> Any:
-            answers = super()._ask(images)
+            saved, answers = super()._ask(images)
             recorded.append((answers, torch.arange(len(images)), len(images)))
-            return answers
+            return saved, answers
 
     live, replay = Recording(guard), WatchedGuard(guard)
     for start in range(0, 120, 40):
@@ -242,6 +247,46 @@ def test_recorded_answers_are_judged_as_asked_ones(guard: GuardedPredictor) -> N
         again = replay.judge(*recorded[-1])
         assert torch.equal(verdict.labels, again.labels)
     assert str(live.report()) == str(replay.report())
+
+
+def test_an_update_between_asking_and_judging_does_not_mix_two_guards(guard: GuardedPredictor) -> None:
+    old = guard.saved
+
+    class Racing(WatchedGuard):
+        def _ask(self, images: Tensor) -> Any:
+            asked = super()._ask(images)
+            guard.saved = replace(old, decision=with_threshold(old.decision, 0.0))  # abstains always
+            return asked
+
+    watched = Racing(guard)
+    try:
+        assert not watched(SERVICE.images[:40]).abstained.all()
+    finally:
+        guard.saved = old
+
+
+def test_a_copy_goes_on_alone(guard: GuardedPredictor) -> None:
+    watched = WatchedGuard(guard)
+    _serve(watched, 0, 40)
+    twin = copy.deepcopy(watched)
+    assert str(twin.report()) == str(watched.report())
+    _model(guard, 1).damage()
+    _serve(watched, 40, 100)
+    _serve(twin, 40, 100)
+    assert _apart(watched) == [("bob", 40)]
+    assert (_apart(twin), twin.report().inputs) == ([], 100)  # its models are copies too
+
+
+def test_a_promised_risk_ends_with_quarantine_and_that_is_said_once(
+    guard: GuardedPredictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    careful, _ = guard.promising(bars(400, seed=11), risk=0.1)
+    watched = WatchedGuard(careful)
+    _model(guard, 1).damage()
+    with caplog.at_level(logging.WARNING):
+        _serve(watched, 0, 100)
+    assert _apart(watched) == [("bob", 0)]
+    assert caplog.text.count("without bob the threshold of the decision is another guard's") == 1
 
 
 def test_what_is_watched_follows_from_what_the_predictor_needs() -> None:
@@ -262,6 +307,9 @@ def test_what_cannot_be_watched_is_refused(guard: GuardedPredictor) -> None:
         WatchedGuard(staged)
     with pytest.raises(ConfigurationError, match=r"scores \['mood'\] cannot be had"):
         WatchedGuard(guard, scores=["mood"])
+    single = functools.partial(single_version, version=1)
+    with pytest.raises(ConfigurationError, match="answers by a single version, without which nothing would be"):
+        WatchedGuard(GuardedPredictor.fit(models, CALIBRATION, predictor=SoftVotePredictor(), decision=single))
     few = GuardedPredictor.fit(models, bars(60), predictor=SoftVotePredictor())
     with pytest.raises(DataFormatError, match="at least 100 calibration inputs, got 60"):
         WatchedGuard(few)

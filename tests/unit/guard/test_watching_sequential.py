@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepfailguard.guard.sequential import BetState, Cells, advance, fit_cells, forget, start_bets, take_back
+from deepfailguard.guard.cells import Cells, fit_cells
+from deepfailguard.guard.sequential import BetState, advance, forget, start_bets, take_back
 from deepfailguard.seeding import generator
 
 
