@@ -23,7 +23,12 @@ from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
 from deepfailguard.device import resolve_device
 
-CODE = (*JOINT, "deepfailguard/predictor/staged.py", "benchmarks/cascades/measuring.py")
+CODE = (
+    *JOINT,
+    "deepfailguard/predictor/staged.py",
+    "deepfailguard/decision/*.py",
+    *(f"benchmarks/cascades/{name}.py" for name in ("measuring", "timing")),
+)
 
 
 def seconds_by_family(pool: PoolEvidence, options: argparse.Namespace) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """Cascades of five versions in several orders, replayed on the test inputs; worked out once and kept."""
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -116,39 +117,43 @@ def replayed(predictor: StagedPredictor, evidence: Evidence) -> tuple[Tensor, Te
 def measure_cascades(
     pool: PoolEvidence, ensembles: Sequence[Ensemble], seconds: Mapping[str, float], folder: Path, code: str
 ) -> Iterator[Cascade]:
-    """Measure every ensemble in every order; what an earlier run kept is not measured again.
+    """Measure every ensemble in every order; answers that an earlier run kept are not worked out again.
 
     Args:
         pool: what its versions say.
         ensembles: of it.
-        seconds: of a forward pass, by family.
+        seconds: of a forward pass in this run, by family.
         folder: of what is kept.
         code: digest of the predictor's code.
     """
     tasks = [(ensemble, order) for ensemble in ensembles for order in ORDERS]
     for ensemble, order in track(tasks, len(tasks), f"cascades of {pool.data}-{pool.seed}"):
-        origin = {**ensemble_of(pool, ensemble.members), "order": order, "code": code}
-        # The times are part of what is kept, not of the key: they never repeat.
-        file = kept_or_made(folder, origin, partial(_measure, pool, ensemble, order, seconds))
-        expected, judging = file.metadata["expected"], file.metadata["judging"]
-        yield Cascade(pool.data, ensemble.setting, order, expected, judging=judging, **file.tensors)
+        right = pool.of(CALIBRATION, ensemble.members).labels == pool.truth(CALIBRATION)[:, None]
+        took = [seconds[pool.members[number].family] for number in ensemble.members]
+        chosen = in_order(order, ensemble.members, right.double().mean(0).tolist(), took)
+        origin = {**ensemble_of(pool, tuple(chosen)), "machine": _judging_machine(), "code": code}
+        file = kept_or_made(folder, origin, partial(_measure, pool, chosen))
+        # What versions cost is this run's, on its device: only what the predictor itself takes is kept.
+        costs = torch.tensor([seconds[pool.members[number].family] for number in chosen], dtype=torch.float64)
+        expected, judging = file.metadata["expected"], file.metadata["judging_seconds"] / float(costs.mean())
+        relative = costs / costs.mean()
+        yield Cascade(pool.data, ensemble.setting, order, expected, relative, judging, **file.tensors)
 
 
-def _measure(pool: PoolEvidence, ensemble: Ensemble, order: str, seconds: Mapping[str, float]) -> TensorFile:
+def _judging_machine() -> dict[str, Any]:
+    """Where the predictor judges."""
+    return {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+
+
+def _measure(pool: PoolEvidence, chosen: Sequence[int]) -> TensorFile:
     truth, calibration_truth = pool.truth(TEST), pool.truth(CALIBRATION)
-    said = pool.of(CALIBRATION, ensemble.members).labels
-    accuracy = (said == calibration_truth[:, None]).double().mean(0).tolist()
-    took = [seconds[pool.members[number].family] for number in ensemble.members]
-    chosen = in_order(order, ensemble.members, accuracy, took)
-    best = ensemble.members[accuracy.index(max(accuracy))]
-    usual = pool.of(CALIBRATION, chosen)
+    usual, asked = pool.of(CALIBRATION, chosen), pool.of(TEST, chosen)
     predictor = StagedPredictor().fit(usual, calibration_truth, pool.rehearsed(chosen, frozenset()))
-    asked = pool.of(TEST, chosen)
     stage, labels = replayed(predictor, asked)
-    judging = seconds_of({"judging": lambda: replayed(predictor, asked)[0]}, _CPU)["judging"]
-    costs = torch.tensor([seconds[pool.members[number].family] for number in chosen], dtype=torch.float64)
+    took = seconds_of({"judging": lambda: replayed(predictor, asked)[0]}, _CPU)["judging"]
     full = predictor.stages_[-1].class_probability(asked).argmax(1)
-    single = pool.of(TEST, [best]).labels[:, 0]
+    accuracy = (usual.labels == calibration_truth[:, None]).double().mean(0)
+    single = asked.labels[:, int(accuracy.argmax())]
     right = {"right": labels == truth, "full": full == truth, "single": single == truth}
-    facts = {"expected": predictor.expected_versions_, "judging": judging / len(asked) / float(costs.mean())}
-    return TensorFile({"costs": costs / costs.mean(), "stage": stage, **right}, facts)
+    facts = {"expected": predictor.expected_versions_, "judging_seconds": took / len(asked)}
+    return TensorFile({"stage": stage, **right}, facts)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from benchmarks.decisions.ensembles import SETTINGS
 from benchmarks.decisions.figures import Row, ShiftRow, rows_of, share_of, shift_rows
 from benchmarks.decisions.outcomes import Outcome
-from benchmarks.decisions.rules import GUARD, PAPER, STACKING
+from benchmarks.decisions.rules import GUARD, PAPER, STACKING, TUNED_STACKING
 from benchmarks.reporting import Bar
 
 __all__ = ["Measured", "bars_for", "figures_of"]
@@ -62,7 +62,8 @@ def _shares(measured: Measured) -> Iterator[Bar]:
         figure = guard.share if paper == paper else _NOTHING
         yield Bar(measured.data, f"{start}, beside twice the paper's", figure, max(0.0, 2 * paper), True, note)
         ahead = named[STACKING].ahead_low if STACKING in named else _NOTHING
-        note = f"stacking {stacking:.3f}; lower end of the interval of the difference {ahead:.3f}"
+        tuned = named[TUNED_STACKING].share if TUNED_STACKING in named else _NOTHING
+        note = f"stacking {stacking:.3f}, with a chosen penalty {tuned:.3f}; the difference is at least {ahead:.3f}"
         yield Bar(measured.data, f"{start}, less that of stacking", guard.share - stacking, 0.03, True, note)
 
 

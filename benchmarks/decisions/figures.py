@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.decisions.outcomes import ORACLE, Outcome
+from benchmarks.decisions.pools import DEVELOPMENT
 from benchmarks.decisions.rules import GUARD, MAJORITY, RULES, SIMPLE, SOFT_VOTE
 from deepfailguard.evaluation.measures import known_rescue_share, rescue_share
 from deepfailguard.seeding import derive_seed
@@ -164,15 +165,20 @@ def _shift_row(shift: str, outcomes: Sequence[Outcome]) -> ShiftRow:
 
 
 def _resampled_shares(outcomes: Sequence[Outcome], rules: Sequence[str]) -> dict[str, np.ndarray]:
-    """Rescue shares (resamples,) by rule, the inputs of each pool drawn anew for all its ensembles together."""
+    """Rescue shares (resamples,) by rule, the same images drawn anew for all ensembles that answered them."""
     names = [*rules, *({MAJORITY, ORACLE} - set(rules))]
     totals = np.zeros((_RESAMPLES, len(names)))
-    for key in dict.fromkeys((each.data, each.seed) for each in outcomes):
-        mine = [each for each in outcomes if (each.data, each.seed) == key]
+    for images in dict.fromkeys(map(_images_of, outcomes)):
+        mine = [each for each in outcomes if _images_of(each) == images]
         right = torch.stack([sum((each.right[name].double() for each in mine), torch.zeros(())) for name in names], 1)
         count = len(right)
-        draw = np.random.default_rng(derive_seed(0, "decision benchmark", *key))
+        draw = np.random.default_rng(derive_seed(0, "decision benchmark", *images))
         weights = draw.multinomial(count, np.full(count, 1 / count), _RESAMPLES) / count
         totals += weights @ right.numpy()
     came = {name: torch.from_numpy(totals[:, column]) for column, name in enumerate(names)}
     return {rule: rescue_share(came[rule], came[MAJORITY], came[ORACLE]).numpy() for rule in rules}
+
+
+def _images_of(outcome: Outcome) -> tuple[str, int | str]:
+    """Which test images were answered: all evaluation seeds answer the same ones, a development seed its own."""
+    return outcome.data, outcome.seed if outcome.seed >= DEVELOPMENT else "official"

@@ -6,6 +6,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from deepfailguard.predictor.class_posterior import heard
 from deepfailguard.predictor.joint.opinions import Voice
 from deepfailguard.types import Evidence
 
@@ -19,6 +20,7 @@ DISTANCE_SCORES: Final = frozenset({"distance"})
 FEATURE_SCORES: Final = frozenset({"typicality", "second_opinion"})
 """Those that need features; all others but the distance come of logits."""
 
+_LOGIT_SCORES: Final = frozenset(SCORES) - DISTANCE_SCORES - FEATURE_SCORES
 _TINY: Final = torch.finfo(torch.float64).tiny
 
 
@@ -53,8 +55,9 @@ def score_columns(
         voice: its head, if a score of features is wanted.
     """
     known = _distance_scores(evidence, column)
-    if set(wanted) - DISTANCE_SCORES - FEATURE_SCORES:
-        known |= logit_scores(scaled)
+    if set(wanted) & _LOGIT_SCORES:
+        said = heard(evidence)[:, column].to(scaled.device)
+        known |= {name: torch.where(said, each, torch.nan) for name, each in logit_scores(scaled).items()}
     if set(wanted) & FEATURE_SCORES:
         known |= _feature_scores(evidence, column, voice)
     columns = torch.stack([known[name].cpu() for name in wanted], 1)
@@ -69,7 +72,7 @@ def logit_scores(scaled: Tensor) -> dict[str, Tensor]:
     [2.0, 4.0, 6.0]
     """
     if scaled.shape[1] == 1:  # no second class to compare with
-        scaled = torch.nn.functional.pad(scaled, (0, 1), value=-torch.inf)
+        return dict.fromkeys(_LOGIT_SCORES, torch.full((len(scaled),), torch.nan, dtype=torch.float64))
     log_p = scaled.log_softmax(1)
     top, at = log_p.topk(2, dim=1)
     rest = log_p.scatter(1, at[:, :1], -torch.inf).logsumexp(1)  # log (1 - p1), exact where p1 is almost 1

@@ -126,16 +126,17 @@ class ScoresPredictor:
     def with_state(self, state: dict[str, Tensor]) -> Self:
         """Take back what `state` returned; returns itself."""
         try:
-            self.softmax_ = CalibratedSoftmax.from_state(state)
-            versions = range(len(self.softmax_.sharpness))
-            self.models_ = [record_of(ScoreModel, below(f"model{number}", state)) for number in versions]
+            softmax = CalibratedSoftmax.from_state(state)
+            versions = range(len(softmax.sharpness))
+            models = [record_of(ScoreModel, below(f"model{number}", state)) for number in versions]
+            parts = [below(f"voice{number}", state) for number in versions]
+            voices = [Voice.from_state(part) if part else None for part in parts]
         except KeyError as error:
             raise ConfigurationError(
                 f"ScoresPredictor expects the state {error} and others, got {', '.join(sorted(state)) or 'nothing'}; "
                 "pass what state() of the same class returned"
             ) from error
-        voices = [below(f"voice{number}", state) for number in versions]
-        self.voices_ = [Voice.from_state(voice) if voice else None for voice in voices]
+        self.softmax_, self.models_, self.voices_ = softmax, models, voices
         return self
 
     def _check_features(self, evidence: Evidence) -> None:

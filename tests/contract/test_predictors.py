@@ -19,9 +19,10 @@ from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.predictor.scores import ScoresPredictor
 from deepfailguard.predictor.soft_vote import SoftVotePredictor
 from deepfailguard.predictor.stacking import StackingPredictor
+from deepfailguard.predictor.staged import StagedPredictor
 from deepfailguard.seeding import generator
 from deepfailguard.store import load_tensors, save_tensors
-from deepfailguard.types import Evidence
+from deepfailguard.types import Evidence, Rehearsed
 
 PREDICTORS: dict[str, Any] = {
     "kde": KdePredictor,
@@ -29,6 +30,8 @@ PREDICTORS: dict[str, Any] = {
     "prior": PriorPredictor,
     **{form: (lambda form=form: DistanceOnlyPredictor(form)) for form in ("v1", "v2", "v3", "v4")},
     "joint": JointPredictor,
+    "joint_rehearsed": lambda: _rehearsing(JointPredictor()),
+    "staged": lambda: StagedPredictor(tolerance=0.05),
     "soft_vote": SoftVotePredictor,
     "soft_vote_log": lambda: SoftVotePredictor("accuracy", "log"),
     "stacking": StackingPredictor,
@@ -45,6 +48,23 @@ CLASSES, FEATURES = 4, 6
 def predictor(request: pytest.FixtureRequest) -> FailurePredictor:
     made: FailurePredictor = PREDICTORS[request.param]()
     return made
+
+
+def _rehearsing(predictor: Any) -> Any:
+    """The predictor, which is given changed calibration inputs whenever it is fitted."""
+    fit = predictor.fit
+    predictor.fit = lambda evidence, truth: fit(evidence, truth, _rehearsed(evidence, truth))
+    return predictor
+
+
+def _rehearsed(evidence: Evidence, truth: Tensor) -> Rehearsed:
+    """The first calibration inputs, of which all versions see less."""
+    some, random = evidence[:40], generator(0, "rehearsed")
+    if some.logits is not None and some.features is not None:
+        logits = 0.3 * some.logits + torch.rand(some.logits.shape, generator=random)
+        features = tuple(0.3 * each + torch.randn(each.shape, generator=random) for each in some.features)
+        some = replace(some, logits=logits, features=features)
+    return Rehearsed(some, truth[:40], torch.arange(len(some)))
 
 
 def _evidence(inputs: int, versions: int, purpose: str = "evidence") -> Evidence:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.cascade import CODE
 from benchmarks.cascades import measuring
 from benchmarks.cascades.figures import as_plain, bars_for, row_lines, row_of
 from benchmarks.cascades.measuring import ORDERS, Cascade, in_order, measure_cascades, replayed
@@ -22,6 +23,7 @@ from deepfailguard.predictor.staged import StagedPredictor
 from deepfailguard.seeding import generator
 
 CLASSES = 3
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_doctests() -> None:
@@ -84,19 +86,43 @@ def test_orders() -> None:
     assert in_order("cheapest first", members, accuracy, [1.0, 1.0, 1.0]) == [4, 5, 6]
 
 
-def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+def test_answers_are_kept_and_costs_are_those_of_the_run(tmp_path: Path) -> None:
     pool, ensembles = pool_evidence(), [Ensemble("sound", (0, 1, 2))]
     first = list(measure_cascades(pool, ensembles, {"A": 1.0, "B": 2.0, "C": 3.0}, tmp_path, "code"))
-    again = list(measure_cascades(pool, ensembles, {"A": 9.0, "B": 9.0, "C": 9.0}, tmp_path, "code"))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = list(measure_cascades(pool, ensembles, {"A": 2.0, "B": 4.0, "C": 12.0}, tmp_path, "code"))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
     assert [each.order for each in first] == list(ORDERS)
-    assert len(list(tmp_path.iterdir())) == 3
     for one, other in zip(first, again, strict=True):
-        assert torch.equal(one.costs, other.costs)
-        assert (one.cost, one.versions, one.loss) == (other.cost, other.versions, other.loss)
-        assert one.costs.mean().item() == pytest.approx(1.0)
-    cheapest = next(each for each in first if each.order == "cheapest first")
-    assert cheapest.costs.tolist() == [0.5, 1.0, 1.5]
-    assert cheapest.judging > 0
+        assert torch.equal(one.stage, other.stage)
+        assert (one.versions, one.loss, one.expected) == (other.versions, other.loss, other.expected)
+        assert other.judging == pytest.approx(one.judging / 3)  # in forward passes of a mean version
+        assert other.costs.mean().item() == pytest.approx(1.0)
+    for told, costs in ((first, [0.5, 1.0, 1.5]), (again, [1 / 3, 2 / 3, 2.0])):
+        cheapest = next(each for each in told if each.order == "cheapest first")
+        assert cheapest.costs.tolist() == pytest.approx(costs)
+        assert cheapest.judging > 0
+
+
+def test_orders_that_come_to_the_same_are_worked_out_once(tmp_path: Path) -> None:
+    pool, ensembles = pool_evidence(), [Ensemble("sound", (0, 1, 2))]
+    list(measure_cascades(pool, ensembles, {"A": 1.0, "B": 1.0, "C": 1.0}, tmp_path, "code"))
+    assert len(list(tmp_path.iterdir())) == 1  # equally costly: all three orders are the best first
+
+
+def test_another_machine_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, ensembles, seconds = pool_evidence(), [Ensemble("sound", (0, 1, 2))], dict.fromkeys("ABC", 1.0)
+    list(measure_cascades(pool, ensembles, seconds, tmp_path, "code"))
+    monkeypatch.setattr("platform.processor", lambda: "another processor")
+    list(measure_cascades(pool, ensembles, seconds, tmp_path, "code"))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_everything_that_answers_depend_on_is_part_of_the_code() -> None:
+    named = {path for pattern in CODE for path in ROOT.glob(pattern)}
+    for part in ("deepfailguard/decision/classes.py", "deepfailguard/predictor/staged.py"):
+        assert ROOT / part in named
+    assert {ROOT / f"benchmarks/cascades/{name}.py" for name in ("measuring", "timing")} <= named
 
 
 def right(count: int) -> Tensor:

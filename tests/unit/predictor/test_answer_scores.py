@@ -3,6 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from deepfailguard.predictor.answer_scores import FEATURE_SCORES, SCORES, logit_scores, score_columns
+from deepfailguard.predictor.class_posterior import CalibratedSoftmax
 from deepfailguard.predictor.joint.opinions import fit_voice
 from deepfailguard.types import Evidence
 from tests.unit.predictor.simulated_logits import evidence_of, simulated
@@ -31,12 +32,22 @@ def test_order_is_kept_where_the_softmax_is_crowded_at_one() -> None:
         assert logit_scores(z)[name].isfinite().all()
 
 
-def test_one_class_tells_nothing_but_energy() -> None:
+def test_one_class_tells_nothing() -> None:
     evidence = evidence_of(torch.randn(4, 1, 1))
     assert evidence.logits is not None
-    columns = score_columns(FROM_LOGITS, evidence, 0, evidence.logits[:, 0].double())
-    assert columns[:, [0, 1, 2]].isnan().all()
-    assert_close(columns[:, 4], evidence.logits[:, 0, 0].double())
+    assert score_columns(FROM_LOGITS, evidence, 0, evidence.logits[:, 0].double()).isnan().all()
+
+
+def test_logits_that_are_not_finite_tell_nothing() -> None:
+    """Such answers are scaled to zeros, which would look like a version that finds all classes equally probable."""
+    evidence, truth = simulated(200, (2.0,))
+    softmax = CalibratedSoftmax.fit(evidence, truth)
+    assert evidence.logits is not None
+    evidence.logits[3, 0, 1] = torch.nan
+    evidence.labels[5, 0] = -1
+    columns = score_columns(FROM_LOGITS, evidence, 0, softmax.scaled(evidence)[:, 0])
+    assert columns[[3, 5]].isnan().all()
+    assert columns[[2, 4]].isfinite().all()
 
 
 def test_distances() -> None:

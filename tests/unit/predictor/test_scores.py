@@ -4,6 +4,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.answer_scores import SCORES
@@ -107,8 +108,22 @@ def test_logits_that_are_not_finite_count_as_missing() -> None:
     predictor = ScoresPredictor().fit(evidence, truth)
     assert evidence.logits is not None
     evidence.logits[3, 0, 1] = torch.nan
-    failure = predictor.failure_probability(evidence)
-    assert 0 < float(failure[3, 0]) < 1
+    assert 0 < float(predictor.failure_probability(evidence)[3]) < 1
+    without = ScoresPredictor(("confidence", "energy")).fit(*simulated(200, (2.0,)))
+    nothing_known = without.models_[0](torch.full((1, 2), torch.nan, dtype=torch.float64))
+    assert_close(without.failure_probability(evidence)[3], nothing_known)
+
+
+@pytest.mark.parametrize("lost", ["sharpness", "model0.slope", "voice0.factors", "voice1.head.mean"])
+def test_a_damaged_state_is_refused_and_changes_nothing(lost: str) -> None:
+    evidence, truth = simulated(80, (2.0, 2.0))
+    predictor = ScoresPredictor().fit(evidence, truth)
+    expected = predictor.failure_probability(evidence)
+    other = ScoresPredictor().fit(*simulated(90, (1.0, 1.0), purpose="other")).state()
+    assert lost in other
+    with pytest.raises(ConfigurationError, match="expects the state"):
+        predictor.with_state({name: tensor for name, tensor in other.items() if name != lost})
+    assert torch.equal(predictor.failure_probability(evidence), expected)
 
 
 @pytest.mark.parametrize("evidence", [(), ("luck",), ("gap", "gap")])
