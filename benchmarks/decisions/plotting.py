@@ -15,6 +15,7 @@ from benchmarks.decisions.rules import (
     SOFT_VOTE,
     STACKING,
     TIES_BY_ACCURACY,
+    TUNED_STACKING,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ _PANEL: Final = (5.2, 4.4)  # inches
 _LEGEND: Final = 0.9  # inches below the panels
 _STYLE: Final[Mapping[str, tuple[str, str]]] = {
     GUARD: ("#c0392b", "-"),
-    STACKING: ("#2c3e50", "-"),
+    TUNED_STACKING: ("#2c3e50", "-"),
+    STACKING: ("#2c3e50", "--"),
     POSTERIOR: ("#2980b9", "-"),
     "OLA": ("#8e44ad", ":"),
     "KNORA-U": ("#8e44ad", "--"),
