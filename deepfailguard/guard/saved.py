@@ -67,10 +67,12 @@ class GuardCard:
         Raises:
             ConfigurationError: there is no such version, or none is left.
         """
+        if isinstance(names, str):
+            raise ConfigurationError(f"expected a list of versions to leave out, got {names!r}; give [{names!r}]")
         unknown = [name for name in names if name not in self.names]
-        if isinstance(names, str) or unknown:
+        if unknown:
             raise ConfigurationError(
-                f"expected a list of versions to leave out, got {names!r}; the guard has {', '.join(self.names)}"
+                f"there is no version {', '.join(map(repr, unknown))}; the guard has {', '.join(self.names)}"
             )
         left = [column for column, name in enumerate(self.names) if name not in names]
         if not left:
@@ -122,9 +124,11 @@ class SavedGuard:
         since = (
             "" if self.service is None else f"; {len(self.service)} labelled inputs since, {self.service.basis} used"
         )
+        threshold = describe(self.decision).get("abstain_above")
+        abstains = "" if threshold is None else f", abstains above {threshold:.3g}"
         return (
             f"{len(card.names)} versions, right on {card.calibration_size} calibration inputs: {rates}; "
-            f"{type(self.predictor).__name__}, {rule}{since}"
+            f"{type(self.predictor).__name__}, {rule}{abstains}{since}"
         )
 
     def of_versions(self, columns: list[int]) -> "SavedGuard":

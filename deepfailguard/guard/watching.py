@@ -220,7 +220,8 @@ class VersionWatch:
         urns, self._urns[last] = bets.counts.clone(), bets.counts[first]
         urns[first] = self._urns.get(now, cells.gaps)
         self.cells_, self.bets_ = cells.with_rows(first, fresh), forget(bets, first, urns)
-        stands = replace(stands, usual=stands.usual.masked_scatter(first, values.mean(0)))
+        usual = torch.where(active, values.mean(0), stands.usual[first])  # who is left out has alarms that tell of it
+        stands = replace(stands, usual=stands.usual.masked_scatter(first, usual))
         self.standing_ = forgotten(stands, first & self._per_statistic(active))
 
     def state(self) -> dict[str, Tensor]:

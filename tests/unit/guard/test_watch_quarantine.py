@@ -6,6 +6,7 @@ from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.guard.quarantine import Quarantine, most_in_quarantine
+from deepfailguard.guard.statistics import disagreement
 from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.seeding import generator
 
@@ -52,6 +53,18 @@ def test_a_version_that_breaks_is_set_apart_from_the_batch_on_in_which_it_is_not
     assert (report.cause, report.changed.tolist()) == ("versions", [False, True, False])
     assert quarantine.active == [0, 2]
     assert "version 1 is in quarantine since input 320" in str(report)
+
+
+def test_an_alarm_goes_on_to_tell_what_was_usual_in_calibration() -> None:
+    labels, _ = _batch(1000, 3, "calibration")
+    quarantine = Quarantine(VersionWatch(scores=()).fit(labels, {}), labels)
+    usual = float(disagreement(labels)[:, 1].double().mean())
+    service = _broken(_batch(64, 3), 1)[0]
+    for batch in service.split(32):  # the second time it is in quarantine already
+        (alarm,) = quarantine.see(batch, {}).of(1)
+        assert alarm.usual == pytest.approx(usual)
+    assert 0 < usual < 0.2
+    assert _apart(quarantine) == [(1, 0)]
 
 
 def test_whose_scores_changed_is_to_blame_and_not_whom_it_made_disagree() -> None:
