@@ -31,8 +31,8 @@ class StagedPredictor:
     An input goes on to the next version only while its answer is more probably wrong than the threshold of its stage.
     The thresholds are those with which, in cross-validation on calibration inputs, the fewest versions are asked and
     the cascade is right as often as all versions together, less the tolerance; of fewer than 100 calibration inputs
-    nothing can be told, and all versions are asked. Order the versions by what they cost, the cheapest first (equally
-    costly ones: the best first).
+    nothing can be told, and all versions are asked. Give the versions in the order in which they shall be asked: with
+    the best one first fewest are asked, unless costs differ widely.
 
     The stage of an input is told by its evidence: it is the number of versions up to the last one that answered.
 
