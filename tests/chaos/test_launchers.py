@@ -129,7 +129,14 @@ def test_an_interrupt_ends_all_processes_and_keeps_finished_chunks(tmp_path: Pat
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path), "processes"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started the tests in the background has told all its children to ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while estimator.met == 0 or missing(pool, estimator, "narrow") > 0:
         assert process.poll() is None
