@@ -1,7 +1,9 @@
 """Which rule is right on which input: for every ensemble, computed once and kept."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,21 +12,19 @@ from torch import Tensor
 from benchmarks.decisions.ensembles import SETTINGS, Ensemble
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, rehearsed_part, shifted_part
+from benchmarks.decisions.keeping import digest_of_code, ensemble_of, kept_or_made
 from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guards, fit_rules
-from deepfailguard.errors import CorruptFileError
 from deepfailguard.evaluation.failure_prediction import expected_calibration_error
 from deepfailguard.evaluation.measures import oracle
 from deepfailguard.faults.rehearsal import KINDS, Kind
-from deepfailguard.identity import digest
 from deepfailguard.predictor.joint.hearing import Hearing, hear
 from deepfailguard.progress import track
-from deepfailguard.store import load_tensors, save_tensors
+from deepfailguard.store import TensorFile
 
 __all__ = ["ORACLE", "Outcome", "code_digest", "measure_pool", "some_of_each"]
 
 ORACLE: Final = "oracle"
 _UNDER_SHIFT: Final = (SOFT_VOTE, LOG_POOL)  # what the guard is held against there, beside the votes that learn nothing
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _CODE: Final = (  # what makes answers of evidence
     "deepfailguard/predictor/joint/*.py",
     *(f"deepfailguard/predictor/{name}.py" for name in ("answer_densities", "checks", "class_posterior", "density")),
@@ -84,10 +84,9 @@ class _Task:
         return {shift: shifted_part(shift) for shift in self.shifts} if self.shifts else {None: TEST}
 
     def made_of(self, code: str) -> dict[str, Any]:
-        parts = {name: part.images.fingerprint for name, part in self.pool.parts.items()}
-        versions = [self.pool.fingerprints[number] for number in self.ensemble.members]
-        distances = self.pool.distances_digest(self.ensemble.members)
-        return {"versions": versions, "parts": parts, "shifts": self.shifts, "distances": distances, "code": code}
+        members = self.ensemble.members
+        own = {"shifts": self.shifts, "distances": self.pool.distances_digest(members), "code": code}
+        return ensemble_of(self.pool, members) | own
 
 
 def measure_pool(
@@ -105,16 +104,10 @@ def measure_pool(
     shifts = tuple(shift for shift in RELATED if shifted_part(shift) in pool.parts)
     tasks = [_Task(pool, ensemble, ()) for ensemble in ensembles]
     tasks += [_Task(pool, ensemble, shifts) for ensemble in shifted]
+    hear_once = functools.cache(partial(_Heard.of, pool))  # only if something is to be measured
     outcomes: list[Outcome] = []
-    heard: _Heard | None = None
     for task in track(tasks, len(tasks), f"measuring ensembles of {pool.data}-{pool.seed}"):
-        path = folder / f"{digest(task.made_of(code))[:24]}.safetensors"
-        found = _kept(task, path)
-        if found is None:
-            heard = heard or _Heard.of(pool)
-            found = list(_measure(task, heard))
-            _keep(found, path)
-        outcomes += found
+        outcomes += _read(task, kept_or_made(folder, task.made_of(code), partial(_written, task, hear_once)))
     return outcomes
 
 
@@ -130,8 +123,7 @@ def some_of_each(ensembles: Sequence[Ensemble], most: int) -> list[Ensemble]:
 
 def code_digest() -> str:
     """Of the code that turns evidence into answers: another digest, other answers."""
-    files = [path for pattern in _CODE for path in sorted(_ROOT.glob(pattern))]
-    return digest([path.read_text(encoding="utf-8") for path in files])
+    return digest_of_code(*_CODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,19 +165,14 @@ def _outcome(task: _Task, shift: str | None, truth: Tensor, labels: Tensor, answ
     return task.outcome(shift, right, ece)
 
 
-def _keep(outcomes: Sequence[Outcome], path: Path) -> None:
+def _written(task: _Task, hear_once: Callable[[], _Heard]) -> TensorFile:
+    outcomes = list(_measure(task, hear_once()))
     tensors = {f"{each.shift or ''}/{rule}": right for each in outcomes for rule, right in each.right.items()}
-    save_tensors(path, tensors, {"ece": {each.shift or "": dict(each.ece) for each in outcomes}})
+    return TensorFile(tensors, {"ece": {each.shift or "": dict(each.ece) for each in outcomes}})
 
 
-def _kept(task: _Task, path: Path) -> list[Outcome] | None:
-    try:
-        file = load_tensors(path)
-    except (FileNotFoundError, CorruptFileError):
-        return None
-    outcomes = []
+def _read(task: _Task, file: TensorFile) -> Iterator[Outcome]:
     for shift in task.parts:
         start = f"{shift or ''}/"
         right = {name.removeprefix(start): each for name, each in file.tensors.items() if name.startswith(start)}
-        outcomes.append(task.outcome(shift, right, file.metadata["ece"][shift or ""]))
-    return outcomes
+        yield task.outcome(shift, right, file.metadata["ece"][shift or ""])

@@ -14,16 +14,14 @@ from benchmarks.cascades.figures import as_plain, bars_for, row_lines, row_of
 from benchmarks.cascades.measuring import ORDERS, Cascade, in_order, measure_cascades, replayed
 from benchmarks.cascades.timing import family_seconds, seconds_of
 from benchmarks.decisions.ensembles import Ensemble
-from benchmarks.decisions.evidence import PoolEvidence, Said
-from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part
-from benchmarks.decisions.pools import FAMILIES, Member
-from deepfailguard.data.base import ImageSet
-from deepfailguard.faults.rehearsal import KINDS
+from benchmarks.decisions.evidence import PoolEvidence
+from benchmarks.decisions.images import CALIBRATION, TEST
+from benchmarks.decisions.pools import FAMILIES
 from deepfailguard.predictor.staged import StagedPredictor
-from deepfailguard.seeding import generator
+from tests.made_up_pool import CLASSES, pool_evidence
 
-CLASSES = 3
 ROOT = Path(__file__).resolve().parents[3]
+POOL = pool_evidence("cascades", 3, (120, 60), strength=3.0)
 
 
 def test_doctests() -> None:
@@ -32,27 +30,12 @@ def test_doctests() -> None:
     assert results.failed == 0
 
 
-def pool_evidence() -> PoolEvidence:
-    """Three versions, each surer where it is right."""
-    parts, said = {}, {}
-    for name in (CALIBRATION, TEST, *map(rehearsed_part, KINDS)):
-        random, count = generator(0, "cascades", name), 120 if name == CALIBRATION else 60
-        labels = torch.randint(CLASSES, (count,), generator=random)
-        source = torch.arange(count) if name.startswith("rehearsed") else None
-        parts[name] = Part(ImageSet(torch.rand(count, 1, 2, 2, generator=random), labels), source)
-        truth = torch.nn.functional.one_hot(labels, CLASSES)
-        logits = [3 * truth + torch.randn(count, CLASSES, generator=random) for _ in range(3)]
-        said[name] = tuple(Said(x, x, torch.zeros(0), torch.zeros(0).bool()) for x in logits)
-    members = tuple(Member(family, None) for family in "ABC")
-    return PoolEvidence("digits", 107, members, ("a", "b", "c"), parts, said)
-
-
 def fitted(pool: PoolEvidence) -> StagedPredictor:
     return StagedPredictor().fit(pool.of(CALIBRATION, [0, 1, 2]), pool.truth(CALIBRATION))
 
 
 def test_a_cascade_that_never_settles_is_the_joint_predictor() -> None:
-    pool = pool_evidence()
+    pool = POOL
     predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
     predictor.thresholds_ = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
     stage, labels = replayed(predictor, asked)
@@ -61,7 +44,7 @@ def test_a_cascade_that_never_settles_is_the_joint_predictor() -> None:
 
 
 def test_a_cascade_that_settles_at_once_asks_the_first_version_alone() -> None:
-    pool = pool_evidence()
+    pool = POOL
     predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
     predictor.thresholds_ = torch.ones(3, dtype=torch.float64)
     stage, labels = replayed(predictor, asked)
@@ -70,7 +53,7 @@ def test_a_cascade_that_settles_at_once_asks_the_first_version_alone() -> None:
 
 
 def test_doubtful_inputs_go_on() -> None:
-    pool = pool_evidence()
+    pool = POOL
     predictor, asked = fitted(pool), pool.of(TEST, [0, 1, 2])
     first = 1 - predictor.stages_[0].class_probability(asked.of_versions([0])).amax(1)
     predictor.thresholds_ = torch.tensor([float(first.median()), -1.0, 1.0], dtype=torch.float64)
@@ -87,10 +70,10 @@ def test_orders() -> None:
 
 
 def test_answers_are_kept_and_costs_are_those_of_the_run(tmp_path: Path) -> None:
-    pool, ensembles = pool_evidence(), [Ensemble("sound", (0, 1, 2))]
-    first = list(measure_cascades(pool, ensembles, {"A": 1.0, "B": 2.0, "C": 3.0}, tmp_path, "code"))
+    pool, ensembles = POOL, [Ensemble("sound", (0, 1, 2))]
+    first = list(measure_cascades(pool, ensembles, {"family0": 1.0, "family1": 2.0, "family2": 3.0}, tmp_path, "code"))
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again = list(measure_cascades(pool, ensembles, {"A": 2.0, "B": 4.0, "C": 12.0}, tmp_path, "code"))
+    again = list(measure_cascades(pool, ensembles, {"family0": 2.0, "family1": 4.0, "family2": 12.0}, tmp_path, "code"))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == kept
     assert [each.order for each in first] == list(ORDERS)
     for one, other in zip(first, again, strict=True):
@@ -105,13 +88,17 @@ def test_answers_are_kept_and_costs_are_those_of_the_run(tmp_path: Path) -> None
 
 
 def test_orders_that_come_to_the_same_are_worked_out_once(tmp_path: Path) -> None:
-    pool, ensembles = pool_evidence(), [Ensemble("sound", (0, 1, 2))]
-    list(measure_cascades(pool, ensembles, {"A": 1.0, "B": 1.0, "C": 1.0}, tmp_path, "code"))
+    pool, ensembles = POOL, [Ensemble("sound", (0, 1, 2))]
+    list(measure_cascades(pool, ensembles, {"family0": 1.0, "family1": 1.0, "family2": 1.0}, tmp_path, "code"))
     assert len(list(tmp_path.iterdir())) == 1  # equally costly: all three orders are the best first
 
 
 def test_another_machine_measures_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool, ensembles, seconds = pool_evidence(), [Ensemble("sound", (0, 1, 2))], dict.fromkeys("ABC", 1.0)
+    pool, ensembles, seconds = (
+        POOL,
+        [Ensemble("sound", (0, 1, 2))],
+        dict.fromkeys((each.family for each in POOL.members), 1.0),
+    )
     list(measure_cascades(pool, ensembles, seconds, tmp_path, "code"))
     monkeypatch.setattr("platform.processor", lambda: "another processor")
     list(measure_cascades(pool, ensembles, seconds, tmp_path, "code"))

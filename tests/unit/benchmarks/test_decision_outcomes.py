@@ -8,10 +8,8 @@ import torch
 
 from benchmarks.decisions import outcomes
 from benchmarks.decisions.ensembles import Ensemble
-from benchmarks.decisions.evidence import PoolEvidence, Said
-from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part, shifted_part
+from benchmarks.decisions.images import shifted_part
 from benchmarks.decisions.outcomes import ORACLE, Outcome, code_digest, measure_pool, some_of_each
-from benchmarks.decisions.pools import Member
 from benchmarks.decisions.rules import (
     GUARD,
     MAJORITY,
@@ -23,36 +21,17 @@ from benchmarks.decisions.rules import (
     TUNED_STACKING,
     Answers,
 )
-from deepfailguard.data.base import ImageSet
-from deepfailguard.faults.rehearsal import KINDS
 from deepfailguard.predictor.joint.hearing import Hearing
-from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence
+from tests.made_up_pool import pool_evidence
 
-CLASSES = 3
-
-
-def pool_evidence(versions: int = 3) -> PoolEvidence:
-    """Versions whose logits are the truth and noise."""
-    names = [CALIBRATION, TEST, shifted_part("noise"), shifted_part("blur"), *map(rehearsed_part, KINDS)]
-    parts, said = {}, {}
-    for name in names:
-        random = generator(0, "parts", name)
-        count = 60 if name == CALIBRATION else 20
-        labels = torch.randint(CLASSES, (count,), generator=random)
-        source = torch.arange(count) if name.startswith("rehearsed") else None
-        parts[name] = Part(ImageSet(torch.rand(count, 1, 2, 2, generator=random), labels), source)
-        truth = torch.nn.functional.one_hot(labels, CLASSES)
-        logits = [2 * truth + torch.randn(count, CLASSES, generator=random) for _ in range(versions)]
-        distances = count if name in (CALIBRATION, TEST) else 0
-        said[name] = tuple(Said(x, x, x.amax(1).abs()[:distances], torch.ones(distances).bool()) for x in logits)
-    members = tuple(Member(f"family{number}", None) for number in range(versions))
-    return PoolEvidence("digits", 7, members, tuple("abc"[:versions]), parts, said)
+ROOT = Path(__file__).resolve().parents[3]
+POOL = pool_evidence("parts", 3, (60, 20), others=(shifted_part("noise"), shifted_part("blur")))
 
 
 def measure(folder: Path, code: str = "code", shifted: bool = True) -> list[Outcome]:
     ensembles = [Ensemble("sound", (0, 1)), Ensemble("sound", (0, 2))]
-    return measure_pool(pool_evidence(), ensembles, ensembles[:1] if shifted else [], folder, code)
+    return measure_pool(POOL, ensembles, ensembles[:1] if shifted else [], folder, code)
 
 
 @pytest.fixture
@@ -127,7 +106,6 @@ def test_some_of_each_setting_and_size() -> None:
 
 
 def test_the_digest_is_of_code_that_exists() -> None:
-    root = outcomes._ROOT
-    missing = [pattern for pattern in outcomes._CODE if not list(root.glob(pattern))]
+    missing = [pattern for pattern in outcomes._CODE if not list(ROOT.glob(pattern))]
     assert not missing
     assert code_digest() == code_digest()

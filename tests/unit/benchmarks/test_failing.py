@@ -11,9 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.decisions.evidence import PoolEvidence, Said
-from benchmarks.decisions.images import CALIBRATION, TEST, Part, rehearsed_part
-from benchmarks.decisions.pools import Member
 from benchmarks.failing import figures, measuring, single_scores
 from benchmarks.failing.figures import as_plain, bars_for, judge_lines, version_lines, wins_of
 from benchmarks.failing.measuring import (
@@ -31,12 +28,10 @@ from benchmarks.failing.measuring import (
 )
 from benchmarks.failing.single_scores import AGREEMENT, agreement, as_failure
 from benchmarks.reporting import as_json
-from deepfailguard.data.base import ImageSet
-from deepfailguard.faults.rehearsal import KINDS
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence
+from tests.made_up_pool import CLASSES, pool_evidence
 
-CLASSES = 3
 NOTHING = math.nan
 
 
@@ -202,24 +197,8 @@ def test_tables_have_a_line_for_each_judge_and_fault() -> None:
     )
 
 
-def pool_evidence(versions: int = 4) -> PoolEvidence:
-    """Versions whose logits are the truth and noise."""
-    parts, said = {}, {}
-    for name in (CALIBRATION, TEST, *map(rehearsed_part, KINDS)):
-        random, count = generator(0, "failing", name), 90 if name == CALIBRATION else 40
-        labels = torch.randint(CLASSES, (count,), generator=random)
-        source = torch.arange(count) if name.startswith("rehearsed") else None
-        parts[name] = Part(ImageSet(torch.rand(count, 1, 2, 2, generator=random), labels), source)
-        truth = torch.nn.functional.one_hot(labels, CLASSES)
-        logits = [2 * truth + torch.randn(count, CLASSES, generator=random) for _ in range(versions)]
-        distances = count if name in (CALIBRATION, TEST) else 0
-        said[name] = tuple(Said(x, x, x.amax(1).abs()[:distances], torch.ones(distances).bool()) for x in logits)
-    members = tuple(Member(f"family{number}", None) for number in range(versions))
-    return PoolEvidence("digits", 107, members, tuple("abcd"[:versions]), parts, said)
-
-
 def test_a_pool_is_judged_once(tmp_path: Path) -> None:
-    pool = pool_evidence()
+    pool = pool_evidence("failing", 4, (90, 40))
     first = judge_pool(pool, 1, tmp_path, "code")
     files = sorted(tmp_path.iterdir())
     assert str([each.measures for each in judge_pool(pool, 1, tmp_path, "code")]) == str([e.measures for e in first])
