@@ -30,6 +30,7 @@ _CODE: Final = (  # what makes answers of evidence
     *(f"deepfailguard/predictor/{name}.py" for name in ("answer_densities", "checks", "class_posterior", "density")),
     *(f"deepfailguard/predictor/{name}.py" for name in ("dynamic_selection", "kde", "soft_vote", "stacking")),
     "deepfailguard/decision/*.py",
+    "deepfailguard/guard/judging.py",
     *(f"deepfailguard/evaluation/{name}.py" for name in ("failure_prediction", "measures", "ties")),
     *(f"benchmarks/decisions/{name}.py" for name in ("agreement", "evidence", "outcomes", "rules")),
 )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.decisions.agreement import AgreementPosterior
-from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.decision.rules import highest_posterior, majority_vote, single_version
 from deepfailguard.faults.rehearsal import Kind
-from deepfailguard.predictor.base import ClassPredictor
+from deepfailguard.guard.judging import judge, rule_for
 from deepfailguard.predictor.dynamic_selection import DynamicSelectionPredictor, SelectionMethod
 from deepfailguard.predictor.joint.hearing import Hearing
 from deepfailguard.predictor.joint.pooling import Freedom
@@ -174,12 +173,8 @@ def _answering(predictor: JointPredictor) -> Answering:
 
 
 def _judged(predictor: Any, asked: Evidence) -> Answers:
-    """By the rule that makes the most of the predictor."""
-    failure = predictor.failure_probability(asked)
-    if not isinstance(predictor, ClassPredictor):
-        return _answers(highest_posterior(asked.labels, failure))
-    told = predictor.class_probability(asked)
-    return _answers(most_probable_class(asked.labels, failure, class_probability=told))
+    """By the rule that makes the most of the predictor, as a guard does."""
+    return _answers(judge(asked, predictor, rule_for(predictor)).decision)
 
 
 def _by_posterior(predictor: Any, asked: Evidence, known: Tensor) -> Answers:
