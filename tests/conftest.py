@@ -1,6 +1,10 @@
 """Markers come from the path; every test starts from the same seed on one thread."""
 
+import os
 from pathlib import Path
+
+# Also of all processes that tests start. Threads that wait for one another on busy cores made them 20 times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

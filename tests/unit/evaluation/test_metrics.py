@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -270,11 +271,9 @@ def test_settings_that_are_no_shares_are_refused_at_once(share: float) -> None:
         CoverageAtRisk(risk=share)
 
 
-# Two processes see some of the batches each, or none, and must both compute the measures of all. They are forked from
-# one that has imported everything: importing twice would take most of the time.
+# Two processes see some of the batches each, or none, and must both compute the measures of all.
 PROCESSES = """
-import json, multiprocessing, sys, warnings
-from concurrent.futures import ProcessPoolExecutor
+import json, sys, warnings
 import torch
 from deepfailguard.evaluation.metrics import AUGRC, AURC, FPR95, CoverageAtRisk, RescueShare
 
@@ -296,21 +295,21 @@ def measure(rank):
     torch.distributed.destroy_process_group()
     return values
 
-with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
-    print(json.dumps(list(pool.map(measure, range(2)))))
+print(json.dumps(measure(int(sys.argv[2]))))
 """
 
 
 def test_processes_compute_the_measures_of_all_of_their_inputs(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", PROCESSES, str(tmp_path / "meeting")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert ran.returncode == 0, ran.stderr
+    command = [sys.executable, "-c", PROCESSES, str(tmp_path / "meeting")]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    told: Any = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, rank], **told) for rank in ("0", "1")]
+    try:
+        said = [process.communicate(timeout=240) for process in both]
+    finally:
+        for process in both:  # where one failed, the other waits for it
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
     p = torch.tensor([0.1, 0.4, 0.4, 0.4, 0.7, 0.9])
     wrong = torch.tensor([False, True, False, False, True, True])
     expected = [
@@ -320,6 +319,6 @@ def test_processes_compute_the_measures_of_all_of_their_inputs(tmp_path: Path) -
         coverage_at_risk(p, wrong, risk=0.4),
         2 / 3,  # majority right twice, guard right four times, oracle right five times
     ]
-    for split, lopsided, nothing in json.loads(ran.stdout):
+    for split, lopsided, nothing in (json.loads(output) for output, _ in said):
         assert split == lopsided == expected
         assert all(math.isnan(value) for value in nothing)
