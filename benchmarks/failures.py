@@ -9,15 +9,21 @@ faulty version, so that every fault is one that was not seen in training. docs/d
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchmarks`, `mydataset`, `mymodel` are found
 
+from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.keeping import JOINT, digest_of_code
 from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
 from benchmarks.failing.figures import as_plain, bars_for, judge_lines, version_lines
 from benchmarks.failing.measuring import Judged, judge_pool
+from benchmarks.failing.steadiness import Steadiness, judge_stability
+from deepfailguard.device import resolve_device
+from deepfailguard.versions.pool import Pool
+from deepfailguard.versions.version import Version
 
 
 def arguments() -> argparse.Namespace:
@@ -25,6 +31,20 @@ def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--draws", type=int, default=4, help="ensembles that each version takes part in, at least")
     return finished(parser, {"draws": 1})
+
+
+def loader_of(pool: PoolEvidence, options: argparse.Namespace) -> Callable[[int], Version]:
+    """A function that loads a version of the pool by its position."""
+    kept = Pool(options.kept / "pools" / f"{pool.data}-{pool.seed}")
+    cards = {card.fingerprint: card for card in kept.cards()}
+    return lambda number: kept.load(cards[pool.fingerprints[number]], resolve_device(options.device))
+
+
+def judge(pool: PoolEvidence, options: argparse.Namespace, code: str) -> list[Judged]:
+    """Judge all versions of a pool, as far as no earlier run did."""
+    name = f"{pool.data}-{pool.seed}"
+    judged = judge_pool(pool, options.draws, options.kept / "judged" / name, code)
+    return judge_stability(judged, Steadiness(pool, loader_of(pool, options), options.kept / "stability" / name))
 
 
 def main() -> None:
@@ -35,8 +55,7 @@ def main() -> None:
     def told_of(data: DataName) -> Told:
         judged: list[Judged] = []
         for seed in options.seeds:
-            folder = options.kept / "judged" / f"{data}-{seed}"
-            judged += judge_pool(asked(data, seed, options), options.draws, folder, code)
+            judged += judge(asked(data, seed, options), options, code)
         lines = [f"\n{data}: means over versions", *judge_lines(judged)]
         lines += [f"\n{data}: the joint predictor in ensembles of 3 against all single scores", *version_lines(judged)]
         return Told(lines, as_plain(data, judged), bars_for(data, judged))

@@ -17,8 +17,9 @@ __all__ = ["NO_ANSWER", "Bounds", "Change", "Decision", "Distances", "Evidence",
 
 NO_ANSWER: Final = -1
 
-Need = Literal["distances", "logits", "features"]
-"""What evidence may hold besides labels: distances cost a search or a gradient, the others nothing but memory."""
+Need = Literal["distances", "logits", "features", "stability"]
+"""What evidence may hold besides labels: distances cost a search or a gradient, stability a forward pass for each of
+a few changes of the input, the others nothing but memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,9 @@ class Evidence:
         found: (B, N) bool.
         logits: (B, N, K) float32; zero where the version did not answer. None if nobody asked for it.
         features: of each version (B, F_n) float32, what its last layer got. None if nobody asked for it.
+        stability: (B, N) float32 in [0, 1], mean probability that the version still gives its answer to slightly
+            changed inputs; 0 where it did not answer, NaN where it answered but failed on the changed inputs. None if
+            nobody asked for it.
     """
 
     labels: Tensor
@@ -98,6 +102,7 @@ class Evidence:
     found: Tensor
     logits: Tensor | None = None
     features: tuple[Tensor, ...] | None = None
+    stability: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,6 +115,7 @@ class Evidence:
             self.found[index],
             None if self.logits is None else self.logits[index],
             None if self.features is None else tuple(each[index] for each in self.features),
+            None if self.stability is None else self.stability[index],
         )
 
     @property
@@ -130,6 +136,7 @@ class Evidence:
             self.found[:, columns],
             None if self.logits is None else self.logits[:, columns],
             None if self.features is None else tuple(self.features[column] for column in columns),
+            None if self.stability is None else self.stability[:, columns],
         )
 
     def cpu(self) -> "Evidence":
@@ -140,6 +147,7 @@ class Evidence:
             self.found.cpu(),
             None if self.logits is None else self.logits.cpu(),
             None if self.features is None else tuple(each.cpu() for each in self.features),
+            None if self.stability is None else self.stability.cpu(),
         )
 
     @classmethod
@@ -156,12 +164,14 @@ class Evidence:
         """Several batches of the same versions as one."""
         logits = [part.logits for part in parts if part.logits is not None]
         features = [part.features for part in parts if part.features is not None]
+        stability = [part.stability for part in parts if part.stability is not None]
         return cls(
             torch.cat([part.labels for part in parts]),
             torch.cat([part.distance for part in parts]),
             torch.cat([part.found for part in parts]),
             torch.cat(logits) if len(logits) == len(parts) else None,
             tuple(map(torch.cat, zip(*features, strict=True))) if len(features) == len(parts) else None,
+            torch.cat(stability) if len(stability) == len(parts) else None,
         )
 
 

@@ -1,11 +1,12 @@
 """From judged versions to tables and bars."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Final
 
-from benchmarks.failing.measuring import ALONE, PREDICTORS, SCORES_ALONE, TOGETHER, UNREHEARSED, Judged, mean_of
+from benchmarks.failing.measuring import PREDICTORS, TOGETHER, UNREHEARSED, Judged, mean_of
 from benchmarks.failing.single_scores import AGREEMENT
 from benchmarks.reporting import Bar, aligned, percent
 
@@ -85,9 +86,9 @@ def _tellable(judged: Sequence[Judged]) -> list[Judged]:
 
 
 def _rivals(judged: Judged, predictor: str) -> list[str]:
-    """The single scores that see no more than the predictor: alone it does not see how many agree."""
-    out = {*PREDICTORS, UNREHEARSED, *({AGREEMENT} if predictor in (ALONE, SCORES_ALONE) else ())}
-    return [name for name in judged.measures if name not in out]
+    """The single scores, which tell no probability, that see no more than the predictor: alone it sees no agreement."""
+    scores = [name for name, told in judged.measures.items() if math.isnan(told.ece)]
+    return [name for name in scores if name != AGREEMENT or predictor in (TOGETHER, UNREHEARSED)]
 
 
 def _beats(judged: Judged, predictor: str, measure: str) -> bool:

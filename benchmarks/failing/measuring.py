@@ -19,6 +19,8 @@ from deepfailguard.evaluation.failure_prediction import (
     measure_failure_prediction,
 )
 from deepfailguard.predictor.class_posterior import failure_of
+from deepfailguard.predictor.score_calibration import Calibration
+from deepfailguard.predictor.score_model import Regression
 from deepfailguard.predictor.scores import ScoresPredictor
 from deepfailguard.progress import track
 from deepfailguard.seeding import generator
@@ -27,6 +29,7 @@ __all__ = [
     "ALONE",
     "PREDICTORS",
     "SCORES_ALONE",
+    "SCORE_VARIANTS",
     "TOGETHER",
     "UNREHEARSED",
     "Judged",
@@ -43,6 +46,13 @@ SCORES_ALONE: Final = "scores predictor, alone"
 UNREHEARSED: Final = "joint predictor, 3 versions, nothing rehearsed"
 PREDICTORS: Final = (TOGETHER, ALONE, SCORES_ALONE)
 """Those that are held to the bars; the one that rehearsed nothing shows what rehearsal costs on usual inputs."""
+SCORE_VARIANTS: Final[dict[str, tuple[Regression, Calibration]]] = {
+    f"{SCORES_ALONE}, isotonic": ("logistic", "isotonic"),
+    f"{SCORES_ALONE}, Venn-Abers": ("logistic", "venn_abers"),
+    f"{SCORES_ALONE}, boosting": ("boosting", "none"),
+    f"{SCORES_ALONE}, boosting, Venn-Abers": ("boosting", "venn_abers"),
+}
+"""Other models and calibrations of the same scores; they show what these bring."""
 _ENSEMBLE: Final = 3
 _SIMULATED: Final = 20
 
@@ -173,6 +183,9 @@ def _alone(pool: PoolEvidence, number: int, folder: Path, code: str) -> Iterator
     asked, known, truth = pool.of(TEST, [number]), pool.of(CALIBRATION, [number]), pool.truth(CALIBRATION)
     yield ALONE, failure_of(class_probability(pool, (number,), folder, code), asked)[:, 0], True
     yield SCORES_ALONE, ScoresPredictor().fit(known, truth).failure_probability(asked)[:, 0], True
+    for name, (model, calibration) in SCORE_VARIANTS.items():
+        other = ScoresPredictor(model=model, calibration=calibration).fit(known, truth)
+        yield name, other.failure_probability(asked)[:, 0], True
     for name, trust in single_scores(asked, known, truth).items():
         yield name, as_failure(trust, asked.answered[:, 0]), False
 

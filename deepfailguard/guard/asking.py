@@ -9,6 +9,7 @@ from torch import Tensor
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.guard.verdict import VersionHealth
 from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
+from deepfailguard.versions.stability import stability
 from deepfailguard.versions.tapping import tapped
 from deepfailguard.versions.version import Version, check_logits, device_of, run
 
@@ -27,12 +28,14 @@ class Answers:
         features: (B, F) float32 on the CPU, what its last layer got; F = 0 if nobody asked for them.
         distances: labels (-1 for no answer), boundary distances and whether they were found.
         health: how the version did.
+        stability: (B,) float32 as in `Evidence`; None if nobody asked for it.
     """
 
     logits: Tensor
     features: Tensor
     distances: Distances
     health: VersionHealth
+    stability: Tensor | None = None
 
     @property
     def probabilities(self) -> Tensor:
@@ -42,11 +45,13 @@ class Answers:
     @classmethod
     def concatenate(cls, parts: "Sequence[Answers]") -> "Answers":
         """Several batches of one version as one; the health tells the first problem."""
+        steady = [part.stability for part in parts if part.stability is not None]
         return cls(
             torch.cat([part.logits for part in parts]),
             _joined([part.features for part in parts]),
             Distances.concatenate([part.distances for part in parts]),
             _health([part.health for part in parts]),
+            torch.cat(steady) if len(steady) == len(parts) else None,
         )
 
 
@@ -67,23 +72,38 @@ def evidence_of(answers: Sequence[Answers], needs: frozenset[Need]) -> Evidence:
     stacked = Evidence.stack([each.distances for each in answers])
     logits = torch.stack([each.logits.float() for each in answers], 1) if "logits" in needs else None
     features = tuple(each.features for each in answers) if "features" in needs else None
-    return replace(stacked, logits=logits, features=features)
+    steady = torch.stack([_stability_of(each) for each in answers], 1) if "stability" in needs else None
+    return replace(stacked, logits=logits, features=features, stability=steady)
 
 
-def ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool = False) -> Answers:
+def _stability_of(answers: Answers) -> Tensor:
+    """(B,) float32; where nobody asked for it, it is not known of answers, and 0 without one."""
+    if answers.stability is not None:
+        return answers.stability
+    return _unknown(answers.distances.labels)
+
+
+def _unknown(labels: Tensor) -> Tensor:
+    return torch.where(labels == NO_ANSWER, 0.0, torch.nan)
+
+
+def ask(
+    version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need] = frozenset()
+) -> Answers:
     """Ask one version for answers to images (B, C, H, W) that are known to be finite and in the bounds.
 
     An exception or an output of the wrong shape loses this version's answers, output that is not finite
-    loses the answer to that input; either is told in the health and nothing is raised.
+    loses the answer to that input. Who fails when asked about changed copies has answered; only the stability is
+    not known then. Each is told in the health and nothing is raised.
 
     Args:
         version: whom to ask.
         estimator: tells boundary distances; None if nobody needs them.
         images: (B, C, H, W), B may be 0.
-        features: whether somebody needs what the last layer gets.
+        needs: what somebody needs; distances are told by the estimator, whatever is said here.
     """
     try:
-        return _ask(version, estimator, images, features)
+        return _ask(version, estimator, images, needs)
     except Exception as error:  # whatever anybody's model raises: this is the isolation
         hint = "; a smaller batch_size of the distance needs less" if isinstance(error, torch.OutOfMemoryError) else ""
         return _no_answers(version, len(images), f"{type(error).__name__}: {error}{hint}")
@@ -106,10 +126,11 @@ def _forward(version: Version, images: Tensor, features: bool) -> tuple[Tensor, 
     return checked.cpu().double(), seen.cpu().float()  # in this order: not every device has float64
 
 
-def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
+def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need]) -> Answers:
     if len(images) == 0:
         return _no_answers(version, 0, "")
-    parts = [_forward(version, piece, features) for piece in images.split(piece_size(estimator))]
+    size = piece_size(estimator)
+    parts = [_forward(version, piece, "features" in needs) for piece in images.split(size)]
     logits, seen = (torch.cat(each) for each in zip(*parts, strict=True))
     sound = torch.isfinite(logits).all(1)
     if estimator is None:
@@ -122,8 +143,19 @@ def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, 
     logits = torch.where(sound[:, None], logits, 0.0)
     bad = int((~sound).sum())
     problem = f"logits of {bad} of {len(images)} inputs are NaN or infinite" if bad else ""
+    steady, trouble = _steadiness(version, images, labels, size) if "stability" in needs else (None, "")
+    problem = "; ".join(filter(None, (problem, trouble)))
     health = VersionHealth(version.name, int((labels != NO_ANSWER).sum()), len(images), problem)
-    return Answers(logits, seen, Distances(labels, distances.size, distances.found & sound), health)
+    return Answers(logits, seen, Distances(labels, distances.size, distances.found & sound), health, steady)
+
+
+def _steadiness(version: Version, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, str]:
+    """Stability (B,), and what went wrong: an answer that came must not be lost for what comes after it."""
+    pairs = zip(images.split(size), labels.split(size), strict=True)
+    try:
+        return torch.cat([stability(version.model, *pair, version.bounds) for pair in pairs]), ""
+    except Exception as error:  # a part of the same isolation
+        return _unknown(labels), f"its stability is not known: {type(error).__name__}: {error}"
 
 
 def _check_labels(logits: Tensor, labels: Tensor, sound: Tensor) -> None:
@@ -146,4 +178,4 @@ def _no_answers(version: Version, asked: int, problem: str) -> Answers:
     labels = torch.full((asked,), NO_ANSWER)
     logits = torch.zeros(asked, version.classes, dtype=torch.float64)
     health = VersionHealth(version.name, 0, asked, problem)
-    return Answers(logits, torch.zeros(asked, 0), Distances(labels, nothing, nothing.bool()), health)
+    return Answers(logits, torch.zeros(asked, 0), Distances(labels, nothing, nothing.bool()), health, nothing)

@@ -58,7 +58,7 @@ def fit_to_loaded(
     for version in versions:
         if cache is not None:
             _check_weights(version)
-        distance = fitted(distance, version.model, version.fingerprint, images, cache)
+        distance = fitted(distance, version.model, version.fingerprint, images, cache, version.name)
     return distance
 
 
@@ -121,7 +121,7 @@ def _gather(
     answers = []
     for version, estimator in zip(versions, estimators, strict=True):
         pieces = images.split(piece_size(estimator))
-        parts = (ask(version, estimator, piece, "features" in needs) for piece in pieces)
+        parts = (ask(version, estimator, piece, needs) for piece in pieces)
         answers.append([_sound(part) for part in track(parts, len(pieces), f"asking {version.name}")])
     return evidence_of([Answers.concatenate(parts) for parts in answers], needs)
 
@@ -135,10 +135,12 @@ def _sound(answers: Answers) -> Answers:
     return answers
 
 
-def ask_everything(version: Version, estimator: DistanceEstimator | None, images: Tensor, features: bool) -> Answers:
+def ask_everything(
+    version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need]
+) -> Answers:
     """A version's answers to images in pieces; what it fails on it does not answer."""
     pieces = images.split(piece_size(estimator))
-    return Answers.concatenate([ask(version, estimator, piece, features) for piece in pieces])
+    return Answers.concatenate([ask(version, estimator, piece, needs) for piece in pieces])
 
 
 def _rehearse(
@@ -156,7 +158,7 @@ def _rehearse(
     pairs = list(zip(versions, estimators, strict=True))
     answers, sources = [], []
     for changed in track(rehearsal.apply(data.images, bounds, seed=0), len(rehearsal.kinds), "rehearsing"):
-        answers.append([ask_everything(*pair, changed.images, "features" in needs) for pair in pairs])
+        answers.append([ask_everything(*pair, changed.images, needs) for pair in pairs])
         sources.append(changed.source)
     source = torch.cat(sources)
     joined = [Answers.concatenate(parts) for parts in zip(*answers, strict=True)]

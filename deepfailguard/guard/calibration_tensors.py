@@ -42,8 +42,8 @@ def service_of(tensors: dict[str, Tensor], fingerprints: Sequence[str], basis: B
 
 def _tensors(evidence: Evidence, **others: Tensor) -> dict[str, Tensor]:
     tensors = {"labels": evidence.labels, "distance": evidence.distance, "found": evidence.found, **others}
-    if evidence.logits is not None:
-        tensors["logits"] = evidence.logits
+    optional = {"logits": evidence.logits, "stability": evidence.stability}
+    tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
     return tensors | under("features", {str(n): each for n, each in enumerate(evidence.features or ())})
 
 
@@ -55,4 +55,5 @@ def _evidence(tensors: dict[str, Tensor]) -> Evidence:
         tensors["found"],
         tensors.get("logits"),
         tuple(features[str(number)] for number in range(len(features))) or None,
+        tensors.get("stability"),
     )

@@ -34,6 +34,11 @@ def _distance(evidence: Evidence) -> Tensor:
     return torch.where(evidence.found, evidence.distance.double(), torch.inf)
 
 
+def _stability(evidence: Evidence) -> Tensor:
+    assert evidence.stability is not None  # `usable_scores` has seen to it
+    return evidence.stability.double()
+
+
 def _logits(evidence: Evidence) -> Tensor:
     assert evidence.logits is not None  # `usable_scores` has seen to it
     return evidence.logits.double()
@@ -44,6 +49,7 @@ SCORES: Final[Mapping[str, tuple[Need, Callable[[Evidence], Tensor]]]] = {
     "largest logit": ("logits", _largest_logit),
     "logsumexp": ("logits", _log_sum),
     "feature size": ("features", _feature_size),
+    "stability": ("stability", _stability),
     "distance": ("distances", _distance),
 }
 
@@ -91,8 +97,12 @@ def scores_of(evidence: Evidence, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _there(evidence: Evidence) -> set[Need]:
-    told: dict[Need, bool] = {"logits": evidence.logits is not None, "features": evidence.features is not None}
-    return {"distances", *(need for need, there in told.items() if there)}
+    told: dict[Need, object] = {
+        "logits": evidence.logits,
+        "features": evidence.features,
+        "stability": evidence.stability,
+    }
+    return {"distances", *(need for need, found in told.items() if found is not None)}
 
 
 def statistics_of(

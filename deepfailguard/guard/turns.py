@@ -21,16 +21,16 @@ def ask_versions(
     predictor: FailurePredictor,
 ) -> list[Answers]:
     """The versions' answers to images (B, C, H, W); to inputs that they need not be asked about they have none."""
-    features = "features" in predictor.needs
+    needs = predictor.needs
     if not isinstance(predictor, SettlingPredictor):
-        return [ask(v, e, images, features) for v, e in zip(versions, estimators, strict=True)]
+        return [ask(v, e, images, needs) for v, e in zip(versions, estimators, strict=True)]
     left = torch.arange(len(images))
     answers: list[Answers] = []
     for stage, (version, estimator) in enumerate(zip(versions, estimators, strict=True), 1):
-        came = ask(version, estimator, images[left.to(images.device)], features)
+        came = ask(version, estimator, images[left.to(images.device)], needs)
         answers.append(_placed(came, left, len(images)))
         if len(left):
-            left = left[~_settled(answers, left, predictor, predictor.needs, stage)]
+            left = left[~_settled(answers, left, predictor, needs, stage)]
     return answers
 
 
@@ -49,13 +49,14 @@ def in_turns(evidence: Evidence, predictor: FailurePredictor) -> Evidence:
 def _silenced(evidence: Evidence, labels: Tensor) -> Evidence:
     """With these labels; where they are -1 nothing else is told either, as of a version that was not asked."""
     told = labels != NO_ANSWER
-    logits, features = evidence.logits, evidence.features
+    logits, features, stability = evidence.logits, evidence.features, evidence.stability
     return Evidence(
         labels,
         torch.where(told, evidence.distance, 0.0),
         evidence.found & told,
         None if logits is None else torch.where(told[:, :, None], logits, 0.0),
         None if features is None else tuple(torch.where(told[:, n, None], f, 0.0) for n, f in enumerate(features)),
+        None if stability is None else torch.where(told, stability, 0.0),
     )
 
 
@@ -76,4 +77,5 @@ def _placed(answers: Answers, rows: Tensor, total: int) -> Answers:
     size, found = given.size.new_zeros(total), torch.zeros(total, dtype=torch.bool)
     logits[rows], features[rows] = answers.logits, answers.features
     labels[rows], size[rows], found[rows] = given.labels, given.size, given.found
-    return Answers(logits, features, Distances(labels, size, found), answers.health)
+    steady = None if answers.stability is None else torch.zeros(total).index_copy(0, rows, answers.stability)
+    return Answers(logits, features, Distances(labels, size, found), answers.health, steady)

@@ -104,7 +104,7 @@ def service_evidence(
     """
     needs, usual = saved.predictor.needs, saved.calibration.evidence.features
     pairs = zip(versions, estimators, strict=True)
-    evidence = evidence_of([ask_everything(*pair, images, "features" in needs) for pair in pairs], needs)
+    evidence = evidence_of([ask_everything(*pair, images, needs) for pair in pairs], needs)
     if evidence.features is None or usual is None:
         return evidence
     return replace(evidence, features=tuple(map(_as_wide, evidence.features, usual)))

@@ -6,22 +6,35 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from deepfailguard.errors import DataFormatError
 from deepfailguard.predictor.class_posterior import heard
 from deepfailguard.predictor.joint.opinions import Voice
 from deepfailguard.types import Evidence
 
-__all__ = ["DISTANCE_SCORES", "FEATURE_SCORES", "SCORES", "Score", "logit_scores", "score_columns"]
+__all__ = [
+    "DISTANCE_SCORES",
+    "FEATURE_SCORES",
+    "SCORES",
+    "STABILITY_SCORES",
+    "Score",
+    "logit_scores",
+    "score_columns",
+]
 
-Score = Literal["confidence", "margin", "gap", "entropy", "energy", "distance", "typicality", "second_opinion"]
+Score = Literal[
+    "confidence", "margin", "gap", "entropy", "energy", "distance", "typicality", "second_opinion", "stability"
+]
 """What `score_columns` can give."""
 
 SCORES: Final[tuple[str, ...]] = get_args(Score)
 DISTANCE_SCORES: Final = frozenset({"distance"})
 FEATURE_SCORES: Final = frozenset({"typicality", "second_opinion"})
-"""Those that need features; all others but the distance come of logits."""
+STABILITY_SCORES: Final = frozenset({"stability"})
+"""What is in none of these three comes of logits."""
 
-_LOGIT_SCORES: Final = frozenset(SCORES) - DISTANCE_SCORES - FEATURE_SCORES
+_LOGIT_SCORES: Final = frozenset(SCORES) - DISTANCE_SCORES - FEATURE_SCORES - STABILITY_SCORES
 _TINY: Final = torch.finfo(torch.float64).tiny
+_ONE: Final = 1 - torch.finfo(torch.float32).eps / 2  # the last float32 below 1: what is nearer cannot be told from it
 
 
 def score_columns(
@@ -42,17 +55,22 @@ def score_columns(
     distance        square root of the boundary distance; not known if none was found or it is not finite
     typicality      -log of the features' distance to the nearest class mean of the voice's head, over the usual one
     second_opinion  log odds of the version's answer by the voice's head
+    stability       log odds of the mean probability that it keeps its answer when the input is changed slightly,
+                    within 16.6 of zero
     ==============  =========================================================================================
 
     Nothing of logits is known where the version did not answer or a logit is not finite, or where there is only one
-    class; nothing of features without a head, or where a feature is not finite.
+    class; nothing of features without a head, or where a feature is not finite; no stability where it is NaN.
 
     Args:
         wanted: S of them, in this order.
-        evidence: (B, N), with features if one of their scores is wanted.
+        evidence: (B, N), with features or stability if one of their scores is wanted.
         column: the version's.
         scaled: (B, K) float64, its logits times its sharpness.
         voice: its head, if a score of features is wanted.
+
+    Raises:
+        DataFormatError: the stability is wanted and the evidence holds none.
     """
     known = _distance_scores(evidence, column)
     if set(wanted) & _LOGIT_SCORES:
@@ -60,6 +78,8 @@ def score_columns(
         known |= {name: torch.where(said, each, torch.nan) for name, each in logit_scores(scaled).items()}
     if set(wanted) & FEATURE_SCORES:
         known |= _feature_scores(evidence, column, voice)
+    if set(wanted) & STABILITY_SCORES:
+        known |= _stability_scores(evidence, column)
     columns = torch.stack([known[name].cpu() for name in wanted], 1)
     return torch.where(columns.isfinite() & evidence.answered[:, column, None].cpu(), columns, torch.nan)
 
@@ -89,6 +109,12 @@ def logit_scores(scaled: Tensor) -> dict[str, Tensor]:
 def _distance_scores(evidence: Evidence, column: int) -> dict[str, Tensor]:
     size = evidence.distance[:, column].double()
     return {"distance": torch.where(evidence.found[:, column] & (size >= 0), size, torch.nan).sqrt()}
+
+
+def _stability_scores(evidence: Evidence, column: int) -> dict[str, Tensor]:
+    if evidence.stability is None:
+        raise DataFormatError("the scores need evidence with stability; ask the versions for it")
+    return {"stability": evidence.stability[:, column].double().clamp(1 - _ONE, _ONE).logit()}
 
 
 def _feature_scores(evidence: Evidence, column: int, voice: Voice | None) -> dict[str, Tensor]:

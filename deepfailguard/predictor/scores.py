@@ -7,12 +7,20 @@ import torch
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.predictor.answer_scores import DISTANCE_SCORES, FEATURE_SCORES, SCORES, Score, score_columns
+from deepfailguard.predictor.answer_scores import (
+    DISTANCE_SCORES,
+    FEATURE_SCORES,
+    SCORES,
+    STABILITY_SCORES,
+    Score,
+    score_columns,
+)
 from deepfailguard.predictor.checks import check_calibration, check_evidence, check_fitted
 from deepfailguard.predictor.class_posterior import CalibratedSoftmax
 from deepfailguard.predictor.joint.opinions import Voice, fit_voice
-from deepfailguard.predictor.score_model import Calibrator, ScoreModel, fit_score_model
-from deepfailguard.predictor.states import below, record_of, tensors_of, under
+from deepfailguard.predictor.score_calibration import Calibration
+from deepfailguard.predictor.score_model import Regression, ScoreModel, fit_score_model
+from deepfailguard.predictor.states import below, under
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need
 
@@ -22,20 +30,28 @@ _FOLDS: Final = 5
 
 
 class ScoresPredictor:
-    """P(wrong | scores of this answer), one small regression per version.
+    """P(wrong | scores of this answer), one small model per version.
 
     The scores and their formulas stand in `score_columns`. They are standardised; a score outside the range of
     calibration counts as the nearest end; one that is missing (no distance found, a feature that is not finite)
     counts as the mean, and that it is missing counts by itself. Scores of features come from a head that was fitted
-    on calibration inputs, and the regression learns from those of heads that did not see the input ("cross-fitted").
+    on calibration inputs, and the model learns from those of heads that did not see the input ("cross-fitted"). So does
+    a calibration: it learns from log odds of models that did not see the answer.
 
-    With n calibration answers of a version, its failure probability p becomes (n p + 1) / (n + 2): never 0, never 1.
-    A version that was never wrong, or never right, has the same p for all answers.
+    With n calibration answers of a version, its failure probability p becomes (n p + 1) / (n + 2): never 0, never 1
+    (Venn-Abers probabilities are in that range as they come). A version that was never wrong, or never right, has the
+    same p for all answers; fewer than two wrong or two right ones leave nothing to hold out, so there is no calibration
+    and no boosting.
 
     Args:
         evidence: which scores, each once. The second opinion tells most of versions that a fault spoilt.
-        model: "logistic", or "isotonic", which sets a monotone step function upon the regression.
-        penalty: on half the squared slopes of the standardised scores, > 0.
+        model: "logistic" regression, or "boosting": shallow trees, as many as cross-validation bears out, perhaps none.
+            They see what scores tell together, like a small distance that speaks against sure answers only; where the
+            scores are log odds of one kind or other, as those of the default are, the regression is at least as good.
+        calibration: upon the model's log odds: "none", "isotonic" (a monotone line; answers on a level part of it
+            can no longer be told apart), or "venn_abers", which tells more of them apart and is never sure
+            by luck.
+        penalty: on half the squared slopes of the standardised scores, > 0; of the logistic regression.
 
     Attributes:
         softmax_: of the N versions.
@@ -56,19 +72,22 @@ class ScoresPredictor:
     def __init__(
         self,
         evidence: Sequence[Score] = ("confidence", "margin", "entropy", "energy", "second_opinion"),
-        model: Calibrator = "logistic",
+        model: Regression = "logistic",
+        calibration: Calibration = "none",
         penalty: float = 1.0,
     ) -> None:
         if not evidence or len(set(evidence)) != len(evidence) or not set(evidence) <= set(SCORES):
             raise ConfigurationError(
                 f"evidence must be some of {', '.join(SCORES)}, each once, got {', '.join(evidence) or 'nothing'}"
             )
-        if model not in get_args(Calibrator):
-            raise ConfigurationError(f"model must be one of {', '.join(get_args(Calibrator))}, got {model!r}")
+        for name, value, known in (("model", model, Regression), ("calibration", calibration, Calibration)):
+            if value not in get_args(known):
+                raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if not 0 < penalty < float("inf"):
             raise ConfigurationError(f"penalty must be > 0 and finite, got {penalty}")
         self.evidence = evidence
-        self.model: Calibrator = model
+        self.model: Regression = model
+        self.calibration: Calibration = calibration
         self.penalty = penalty
         self.softmax_: CalibratedSoftmax | None = None
         self.models_: list[ScoreModel] = []
@@ -80,6 +99,7 @@ class ScoresPredictor:
         wanted, extra = set(self.evidence), set[Need]()
         extra |= {"distances"} if wanted & DISTANCE_SCORES else set()
         extra |= {"features"} if wanted & FEATURE_SCORES else set()
+        extra |= {"stability"} if wanted & STABILITY_SCORES else set()
         return frozenset({"logits", *extra})
 
     def fit(self, evidence: Evidence, truth: Tensor) -> Self:
@@ -98,7 +118,7 @@ class ScoresPredictor:
             answered, own = evidence[rows], scaled[rows, column]
             voice, scores = self._cross_fitted(answered, column, own, truth.to(rows.device)[rows])
             wrong = ~correct[rows, column].cpu()
-            self.models_.append(fit_score_model(scores, wrong, self.model, self.penalty))
+            self.models_.append(fit_score_model(scores, wrong, self.model, self.calibration, self.penalty))
             self.voices_.append(voice)
         return self
 
@@ -119,7 +139,7 @@ class ScoresPredictor:
         """What was learned, as named tensors."""
         tensors = check_fitted(self, self.softmax_).state()
         for number, (model, voice) in enumerate(zip(self.models_, self.voices_, strict=True)):
-            tensors |= under(f"model{number}", tensors_of(model))
+            tensors |= under(f"model{number}", model.state())
             tensors |= {} if voice is None else under(f"voice{number}", voice.state())
         return tensors
 
@@ -128,7 +148,7 @@ class ScoresPredictor:
         try:
             softmax = CalibratedSoftmax.from_state(state)
             versions = range(len(softmax.sharpness))
-            models = [record_of(ScoreModel, below(f"model{number}", state)) for number in versions]
+            models = [ScoreModel.from_state(below(f"model{number}", state)) for number in versions]
             parts = [below(f"voice{number}", state) for number in versions]
             voices = [Voice.from_state(part) if part else None for part in parts]
         except KeyError as error:

@@ -37,7 +37,9 @@ PREDICTORS: dict[str, Any] = {
     "stacking": StackingPredictor,
     **{m: (lambda m=m: DynamicSelectionPredictor(m)) for m in ("ola", "knora_u", "knora_e", "des_p")},
     "scores": ScoresPredictor,
-    "scores_distance": lambda: ScoresPredictor(("confidence", "distance"), "isotonic"),
+    "scores_distance": lambda: ScoresPredictor(("confidence", "distance"), calibration="isotonic"),
+    "scores_venn_abers": lambda: ScoresPredictor(calibration="venn_abers"),
+    "scores_boosting": lambda: ScoresPredictor(("confidence", "distance"), "boosting", "isotonic"),
     "scores_logits": lambda: ScoresPredictor(("confidence", "gap", "energy")),
     "scores_features": lambda: ScoresPredictor(("typicality", "second_opinion")),
 }

@@ -4,6 +4,7 @@ import doctest
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.decisions.images import CALIBRATION, TEST
 from benchmarks.failing import figures, measuring, single_scores
 from benchmarks.failing.figures import as_plain, bars_for, judge_lines, version_lines, wins_of
 from benchmarks.failing.measuring import (
@@ -27,9 +29,13 @@ from benchmarks.failing.measuring import (
     measures_of,
 )
 from benchmarks.failing.single_scores import AGREEMENT, agreement, as_failure
+from benchmarks.failing.steadiness import SCORES_STEADY, STABILITY, Steadiness, judge_stability
 from benchmarks.reporting import as_json
 from deepfailguard.seeding import generator
-from deepfailguard.types import Evidence
+from deepfailguard.types import Bounds, Evidence
+from deepfailguard.versions.stability import stability
+from deepfailguard.versions.version import Version
+from tests.examples import Affine
 from tests.made_up_pool import CLASSES, pool_evidence
 
 NOTHING = math.nan
@@ -209,3 +215,45 @@ def test_a_pool_is_judged_once(tmp_path: Path) -> None:
         assert {*PREDICTORS, UNREHEARSED, AGREEMENT, "maximum softmax", "boundary distance"} <= set(each.measures)
         assert each.measures[TOGETHER].auroc > 0.5
         assert figures.wins_of([each], ALONE).auroc in ((True,), (False,))
+
+
+def test_stability_is_one_more_judge_and_asked_once(tmp_path: Path) -> None:
+    pool, loaded = pool_evidence("failing", 2, (90, 40)), list[int]()
+
+    def load(number: int) -> Version:
+        loaded.append(number)
+        model = Affine(torch.randn(CLASSES, 4, generator=generator(number, "weights")), torch.zeros(CLASSES))
+        return Version.of(model, f"version {number}", CLASSES, Bounds())
+
+    known = [judged(0.9, 0.02), judged(0.8, 0.03)]
+    first = judge_stability(known, Steadiness(pool, load, tmp_path))
+    assert sorted(loaded) == [0, 0, 1, 1]  # for calibration and for test images
+    again = judge_stability(known, Steadiness(pool, load, tmp_path))
+    assert len(loaded) == 4
+    assert str([each.measures for each in again]) == str([each.measures for each in first])
+    for before, after in zip(known, first, strict=True):
+        assert set(after.measures) == {*before.measures, STABILITY, SCORES_STEADY}
+        assert math.isnan(after.measures[STABILITY].ece)
+        assert after.measures[SCORES_STEADY].auroc > 0.5
+        assert 0 <= after.measures[SCORES_STEADY].ece <= 1
+
+
+def test_kept_stability_is_that_of_the_version_and_the_images(tmp_path: Path) -> None:
+    pool = pool_evidence("failing", 1, (9, 4))
+    model = Affine(torch.randn(CLASSES, 4, generator=generator(0, "weights")), torch.zeros(CLASSES))
+    steadiness = Steadiness(pool, lambda number: Version.of(model, "a", CLASSES, Bounds()), tmp_path)
+    told, images = steadiness.of(CALIBRATION, 0), pool.parts[CALIBRATION].images.images
+    assert told.stability is not None
+    assert torch.equal(told.stability[:, 0], stability(model, images, told.labels[:, 0], Bounds()))
+    assert steadiness.of(TEST, 0).labels.shape == (4, 1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_stability_is_a_rival_and_the_predictor_that_knows_it_is_none() -> None:
+    told = judged(0.85, 0.01)
+    stable = {STABILITY: measures(0.87, 0.02), SCORES_STEADY: measures(0.99, 0.001, 0.01)}
+    more = replace(told, measures={**told.measures, **stable})
+    assert wins_of([told], ALONE).both == (True,)
+    assert wins_of([more], ALONE).both == (False,)
+    assert wins_of([more], SCORES_STEADY).both == (True,)  # alone nobody sees how many agree
+    assert len(judge_lines([more])) == len(judge_lines([told])) + 2

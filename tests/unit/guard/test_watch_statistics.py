@@ -16,6 +16,7 @@ EVIDENCE = Evidence(
     found=torch.tensor([[True, False], [True, False]]),
     logits=torch.tensor([[[1.0, 0.0], [0.0, 3.0]], [[0.0, 2.0], [0.0, 0.0]]]),
     features=(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), torch.tensor([[5.0, 12.0, 0.0], [0.0, 0.0, 0.0]])),
+    stability=torch.tensor([[0.75, torch.nan], [0.5, 0.0]]),
 )
 
 
@@ -26,6 +27,7 @@ def test_scores_equal_their_formulas() -> None:
     assert told["largest logit"][0].tolist() == [1.0, 3.0]
     torch.testing.assert_close(told["logsumexp"][0], torch.stack([(1 + one).log(), (1 + three).log()]))
     assert told["feature size"].tolist() == [[5.0, 13.0], [1.0, 0.0]]
+    torch.testing.assert_close(told["stability"], EVIDENCE.stability, check_dtype=False, equal_nan=True)
     assert told["distance"].tolist() == [[0.5, torch.inf], [1.0, torch.inf]]
 
 
@@ -33,7 +35,9 @@ def test_scores_of_large_numbers_are_not_infinite_by_rounding() -> None:
     huge = Evidence(*(getattr(EVIDENCE, name) for name in ("labels", "distance", "found", "logits")), None)
     assert huge.logits is not None
     huge = Evidence(huge.labels, huge.distance, huge.found, huge.logits * 1e37, (torch.full((2, 2), 1e38),) * 2)
-    assert all(told.isfinite().all() for name, told in scores_of(huge, list(SCORES)).items() if name != "distance")
+    names = usable_scores(huge)
+    assert set(SCORES) - set(names) == {"stability"}
+    assert all(told.isfinite().all() for name, told in scores_of(huge, names).items() if name != "distance")
 
 
 def test_only_what_the_evidence_holds_can_be_scored() -> None:

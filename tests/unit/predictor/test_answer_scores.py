@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from deepfailguard.errors import DataFormatError
 from deepfailguard.predictor.answer_scores import FEATURE_SCORES, SCORES, logit_scores, score_columns
 from deepfailguard.predictor.class_posterior import CalibratedSoftmax
 from deepfailguard.predictor.joint.opinions import fit_voice
@@ -58,6 +59,23 @@ def test_distances() -> None:
     assert_close(columns.flatten(), torch.tensor([2.0, *[torch.nan] * 4], dtype=torch.float64), equal_nan=True)
 
 
+def test_stability() -> None:
+    labels = torch.tensor([[0]] * 6 + [[-1]])
+    told = torch.tensor([[0.5], [0.9], [1.0], [0.0], [1 - 1e-7], [torch.nan], [0.0]])
+    nothing = torch.zeros(7, 1)
+    evidence = Evidence(labels, nothing, nothing.bool(), stability=told)
+    columns = score_columns(["stability"], evidence, 0, torch.zeros(7, 2)).flatten()
+    assert_close(columns[:2], torch.tensor([0.0, 9.0], dtype=torch.float64).log().clamp_min(0), rtol=1e-6, atol=0)
+    assert columns[[2, 3]].tolist() == pytest.approx([16.6355, -16.6355], abs=1e-3)
+    assert columns[4] < columns[2]  # what can be told from certainty is told
+    assert columns[[5, 6]].isnan().all()
+
+
+def test_stability_that_nobody_asked_for_is_missed() -> None:
+    with pytest.raises(DataFormatError, match="need evidence with stability; ask the versions for it"):
+        score_columns(["stability"], evidence_of(torch.randn(4, 1, 2)), 0, torch.zeros(4, 2))
+
+
 def test_features() -> None:
     evidence, truth = simulated(300, (3.0,))
     assert evidence.features is not None
@@ -85,7 +103,7 @@ def test_all_scores_are_higher_for_right_answers() -> None:
     assert evidence.features is not None
     assert evidence.logits is not None
     voice, _ = fit_voice(evidence.logits[:, 0], evidence.features[0], truth, 4, torch.arange(2000) % 3, folds=3)
-    wanted = [name for name in SCORES if name not in {"distance", "typicality"}]
+    wanted = [name for name in SCORES if name not in {"distance", "typicality", "stability"}]
     columns = score_columns(wanted, evidence, 0, evidence.logits[:, 0].double(), voice)
     right = evidence.labels[:, 0] == truth
     assert (columns[right].mean(0) > columns[~right].mean(0)).all()

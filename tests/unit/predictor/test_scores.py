@@ -8,8 +8,10 @@ from torch.testing import assert_close
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.predictor.answer_scores import SCORES
-from deepfailguard.predictor.score_model import Calibrator
+from deepfailguard.predictor.score_calibration import Calibration
+from deepfailguard.predictor.score_model import Regression
 from deepfailguard.predictor.scores import ScoresPredictor
+from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence
 from tests.unit.predictor.simulated_logits import simulated
 
@@ -17,24 +19,34 @@ STRENGTHS = (1.5, 2.0, 3.0)
 
 
 def _with_distances(evidence: Evidence, truth: Tensor) -> Evidence:
-    """Distances whose square roots are normal, and larger and more often found of right answers."""
+    """Distances whose square roots are normal, and larger and more often found of right answers; stability likewise."""
     random = torch.Generator().manual_seed(len(truth))
     right = evidence.labels == truth[:, None]
     size = (torch.randn(right.shape, generator=random) + torch.where(right, 5.0, 4.0)).square()
     found = torch.rand(right.shape, generator=random) < torch.where(right, 0.95, 0.7)
-    return replace(evidence, distance=size, found=found)
+    stable = (torch.randn(right.shape, generator=random) + torch.where(right, 1.0, 0.0)).sigmoid()
+    return replace(evidence, distance=size, found=found, stability=stable)
 
 
-@pytest.mark.parametrize("model", get_args(Calibrator))
-@pytest.mark.parametrize("evidence", [("confidence",), ("confidence", "margin", "entropy", "energy"), SCORES])
-def test_it_is_calibrated(evidence: tuple[str, ...], model: Calibrator) -> None:
-    calibration, truth = simulated(4000, STRENGTHS)
-    test, answer = simulated(20_000, STRENGTHS, purpose="test")
-    predictor = ScoresPredictor(evidence, model)  # type: ignore[arg-type]
-    predictor.fit(_with_distances(calibration, truth), truth)
+@pytest.mark.parametrize(
+    ("evidence", "model"),
+    [
+        (("confidence",), "logistic"),
+        (("confidence", "margin", "entropy", "energy"), "logistic"),
+        (SCORES, "logistic"),
+        (("confidence", "distance"), "boosting"),
+    ],
+)
+@pytest.mark.parametrize("calibration", get_args(Calibration))
+def test_it_is_calibrated(evidence: tuple[str, ...], model: Regression, calibration: Calibration) -> None:
+    (known, truth), (test, answer) = simulated(4000, STRENGTHS), simulated(20_000, STRENGTHS, purpose="test")
+    if model == "boosting":  # takes longer to learn
+        known, test = known.of_versions([1]), test.of_versions([1])
+    predictor = ScoresPredictor(evidence, model, calibration)  # type: ignore[arg-type]
+    predictor.fit(_with_distances(known, truth), truth)
     failure = predictor.failure_probability(_with_distances(test, answer))
     wrong = test.labels != answer[:, None]
-    for column in range(3):
+    for column in range(test.versions):
         assert _calibration_error(failure[:, column], wrong[:, column]) < 0.02
 
 
@@ -52,6 +64,32 @@ def test_it_comes_to_the_true_posterior() -> None:
     failure = ScoresPredictor(("confidence",)).fit(calibration, truth).failure_probability(test)
     exact = 1 - test.logits.double().softmax(2).amax(2)
     assert float((failure - exact).abs().mean()) < 0.02
+
+
+def test_boosting_sees_what_scores_say_together() -> None:
+    """A version that is wrong where it is sure of a near input, or unsure of a far one."""
+
+    def crossed(inputs: int, purpose: str) -> tuple[Evidence, Tensor]:
+        random = generator(0, "crossed", purpose)
+        sure, far = (torch.rand(inputs, 1, generator=random) < 0.5 for _ in range(2))
+        logits = torch.cat([torch.where(sure, 4.0, 1.0), torch.zeros(inputs, 1)], 1)
+        logits += torch.rand(inputs, 2, generator=random)
+        wrong = torch.rand(inputs, 1, generator=random) < torch.where(sure != far, 0.4, 0.1)
+        found = torch.ones_like(far)
+        evidence = Evidence(logits.argmax(1)[:, None], torch.where(far, 9.0, 1.0), found, logits[:, None])
+        return evidence, torch.where(wrong, 1 - evidence.labels, evidence.labels).squeeze(1)
+
+    test, answer = crossed(2000, "test")
+    right = test.labels.squeeze(1) == answer
+
+    def told_apart(model: Regression) -> float:
+        predictor = ScoresPredictor(("confidence", "distance"), model).fit(*crossed(1500, "calibration"))
+        failure = predictor.failure_probability(test).squeeze(1)
+        apart = failure[~right][:, None] - failure[right]
+        return float((apart > 0).double().mean() + (apart == 0).double().mean() / 2)
+
+    assert told_apart("boosting") > 0.66  # 0.70 is the most
+    assert told_apart("logistic") < 0.6
 
 
 def test_features_help_a_version_whose_last_layer_is_spoilt() -> None:
@@ -91,6 +129,7 @@ def test_needs() -> None:
     assert ScoresPredictor(("gap",)).needs == {"logits"}
     assert ScoresPredictor(("gap", "distance")).needs == {"logits", "distances"}
     assert ScoresPredictor(("typicality", "gap")).needs == {"logits", "features"}
+    assert ScoresPredictor(("confidence", "stability")).needs == {"logits", "stability"}
 
 
 def test_never_wrong_and_never_answered() -> None:
@@ -114,7 +153,9 @@ def test_logits_that_are_not_finite_count_as_missing() -> None:
     assert_close(without.failure_probability(evidence)[3], nothing_known)
 
 
-@pytest.mark.parametrize("lost", ["sharpness", "model0.slope", "voice0.factors", "voice1.head.mean"])
+@pytest.mark.parametrize(
+    "lost", ["sharpness", "model0.linear.slope", "model0.plain.answers", "voice0.factors", "voice1.head.mean"]
+)
 def test_a_damaged_state_is_refused_and_changes_nothing(lost: str) -> None:
     evidence, truth = simulated(80, (2.0, 2.0))
     predictor = ScoresPredictor().fit(evidence, truth)
@@ -133,7 +174,9 @@ def test_wrong_evidence(evidence: tuple[str, ...]) -> None:
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(ConfigurationError, match="model must be one of logistic, isotonic, got 'forest'"):
+    with pytest.raises(ConfigurationError, match="model must be one of logistic, boosting, got 'forest'"):
         ScoresPredictor(model="forest")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="calibration must be one of none, isotonic, venn_abers, got 'luck'"):
+        ScoresPredictor(calibration="luck")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="penalty must be > 0 and finite, got 0"):
         ScoresPredictor(penalty=0)
