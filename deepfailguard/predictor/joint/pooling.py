@@ -21,7 +21,7 @@ from torch import Tensor
 from deepfailguard.predictor.class_posterior import fit_sharpness
 from deepfailguard.seeding import generator
 
-__all__ = ["LEVELS", "Freedom", "Pool", "choose_level", "fit_pool"]
+__all__ = ["LEVELS", "Freedom", "Pool", "Trial", "chosen_of", "fit_pool", "try_levels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,13 @@ class Freedom:
     weight: float
     bias: float = math.inf
     correction: float = math.inf
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.weight):
+            return "plain mean"
+        if not math.isfinite(self.correction):
+            return f"weights held by {self.weight:g}"
+        return f"corrections held by {self.correction:g}"
 
 
 LEVELS: Final = (
@@ -84,6 +91,31 @@ class Pool:
         return (scores + self.bias).log_softmax(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How a level did in cross-validation.
+
+    Attributes:
+        level: which one.
+        loss: its mean log loss; NaN if there were too few inputs to try anything.
+        gain: by how much that is less than the loss of the level taken before; NaN for the first one.
+        error: standard error of the gain.
+        taken: whether it took that one's place.
+    """
+
+    level: Freedom
+    loss: float
+    gain: float
+    error: float
+    taken: bool
+
+    def __str__(self) -> str:
+        if math.isnan(self.loss):
+            return f"{self.level} (too few inputs to try more)"
+        better = self.taken and not math.isnan(self.gain)
+        return f"{self.level} {self.loss:.3f}{' (better)' if better else ''}"
+
+
 def fit_pool(
     opinions: Tensor, truth: Tensor, freedom: Freedom, start: Pool | None = None, iterations: int = _ITERATIONS
 ) -> Pool:
@@ -109,11 +141,11 @@ def fit_pool(
     return _minimise(_PenalisedLoss(opinions, truth, home, penalties), start, iterations)
 
 
-def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LEVELS) -> Freedom:
-    """The level that cross-validation shows to be best.
+def try_levels(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LEVELS) -> list[Trial]:
+    """Levels by cross-validation, as far as it is worth trying; the last one that is taken is the best that is shown.
 
-    A freer level is taken where its log loss is smaller than that of the level chosen so far by more than one standard
-    error of their difference.
+    A freer level is taken where its log loss is smaller than that of the level taken before by more than one standard
+    error of their difference. The first one is always taken; with a few inputs nothing else is tried.
 
     Args:
         opinions: (M, P, K) float64.
@@ -121,23 +153,33 @@ def choose_level(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LE
         levels: in this order; the first one is what is fallen back to.
     """
     if len(truth) < 4 * _FOLDS:
-        return levels[0]
+        return [Trial(levels[0], math.nan, math.nan, math.nan, True)]
     fold = torch.randperm(len(truth), generator=generator(0, "pool folds")).to(truth.device) % _FOLDS
     starts: list[Pool | None] = [None] * _FOLDS
-    best, least, hopeless = levels[0], torch.full((len(truth),), torch.inf, dtype=torch.float64), 0
+    trials, least, hopeless = list[Trial](), torch.full((len(truth),), torch.nan, dtype=torch.float64), 0
     for level in levels:
         loss = torch.zeros_like(least)
         for number in range(_FOLDS):
             held = fold == number
             starts[number] = pool = fit_pool(opinions[~held], truth[~held], level, starts[number], _TRIAL_ITERATIONS)
             loss[held] = -pool.log_probability(opinions[held]).gather(1, truth[held][:, None]).squeeze(1)
-        gain = least - loss
-        better = level is levels[0] or gain.mean() > _SHOWN * gain.std() / math.sqrt(len(gain))
-        best, least = (level, loss) if better else (best, least)
+        gain, error = _mean_and_error(least - loss)
+        better = not trials or gain > _SHOWN * error
+        trials.append(Trial(level, float(loss.mean()), gain, error, better))
+        least = loss if better else least
         hopeless = hopeless + 1 if math.isfinite(level.correction) and not better else 0
         if hopeless == _HOPELESS:
             break
-    return best
+    return trials
+
+
+def chosen_of(trials: Sequence[Trial]) -> Freedom:
+    """The level that was taken last."""
+    return [trial.level for trial in trials if trial.taken][-1]
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def _home(count: int, classes: int, like: Tensor) -> Pool:

@@ -1,5 +1,6 @@
 """`JointPredictor`: the probability of every class, from all that all versions show of an input."""
 
+import logging
 from typing import ClassVar, Final, Self
 
 import torch
@@ -11,7 +12,7 @@ from deepfailguard.predictor.class_posterior import failure_of, fit_sharpness, s
 from deepfailguard.predictor.joint.gate import Gate, fit_gate
 from deepfailguard.predictor.joint.hearing import Hearing, classes_of, hear
 from deepfailguard.predictor.joint.opinions import Opinions, Voice, listen
-from deepfailguard.predictor.joint.pooling import Freedom, Pool, choose_level, fit_pool
+from deepfailguard.predictor.joint.pooling import Freedom, Pool, Trial, chosen_of, fit_pool, try_levels
 from deepfailguard.predictor.states import below, record_of, tensors_of, under
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Need, Rehearsed
@@ -20,6 +21,8 @@ __all__ = ["REHEARSED", "JointPredictor"]
 
 REHEARSED: Final = 400
 """Inputs of each kind of change, unless told otherwise."""
+
+logger = logging.getLogger(__name__)
 
 _ROBUST: Final = Freedom(0.1, 0.1)  # one weight for each opinion: corrections do not carry over to other changes
 _SHARPEST: Final = 2.0  # a few calibration inputs without an error must not make it sure of everything
@@ -51,6 +54,7 @@ class JointPredictor:
         gate_: between the two; None if nothing was rehearsed.
         sharpness_: factor in [1, 2] of the blend's log-probabilities.
         level_: freedom of the familiar pool; None if it was taken back by `with_state`.
+        trials_: what cross-validation said of the levels; none if it was not asked.
         inputs_: M.
     """
 
@@ -67,6 +71,7 @@ class JointPredictor:
         self.gate_: Gate | None = None
         self.sharpness_ = 1.0
         self.level_: Freedom | None = None
+        self.trials_: list[Trial] = []
         self.inputs_ = 0
 
     def fit(self, evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None = None) -> Self:
@@ -91,7 +96,11 @@ class JointPredictor:
         """
         opinions, truth = hearing.usual.all, hearing.truth
         self.voices_, self.inputs_ = list(hearing.voices), len(truth)
-        self.level_ = choose_level(opinions, truth) if level is None else level
+        self.trials_ = try_levels(opinions, truth) if level is None else []
+        self.level_ = chosen_of(self.trials_) if level is None else level
+        if self.trials_:
+            tried = ", ".join(map(str, self.trials_))
+            logger.info("pool of opinions: %s. Log loss in cross-validation: %s", self.level_, tried)
         self.familiar_ = fit_pool(opinions, truth, self.level_)
         self.robust_, self.gate_, self.sharpness_ = None, None, 1.0
         if len(hearing.source):
@@ -155,7 +164,7 @@ class JointPredictor:
                 "pass what state() of the same class returned"
             ) from error
         self.voices_, self.familiar_, (self.robust_, self.gate_) = voices, familiar, blend
-        self.inputs_, self.sharpness_, self.level_ = inputs, sharpness, None
+        self.inputs_, self.sharpness_, self.level_, self.trials_ = inputs, sharpness, None, []
         return self
 
 

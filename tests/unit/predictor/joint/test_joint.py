@@ -1,5 +1,6 @@
 """The joint predictor and its parts on evidence that is made up."""
 
+import logging
 import math
 
 import pytest
@@ -12,7 +13,7 @@ from deepfailguard.predictor.joint.gate import fit_gate
 from deepfailguard.predictor.joint.heads import fit_head
 from deepfailguard.predictor.joint.hearing import hear
 from deepfailguard.predictor.joint.opinions import Opinions, listen
-from deepfailguard.predictor.joint.pooling import LEVELS, Freedom, choose_level, fit_pool
+from deepfailguard.predictor.joint.pooling import LEVELS, Freedom, chosen_of, fit_pool, try_levels
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Rehearsed
@@ -195,16 +196,31 @@ def test_more_freedom_is_taken_only_where_it_is_shown_to_help() -> None:
     assert evidence.logits is not None
     own = torch.stack([opinion(evidence.logits[:, n].double().log_softmax(1)) for n in range(3)], 1)
     alike = torch.cat([own.mean(1, keepdim=True), own], 1)
-    assert choose_level(alike, truth) == LEVELS[0]
+    assert chosen_of(try_levels(alike, truth)) == LEVELS[0]
     turned = alike.clone()
     turned[:, 1:] = turned[:, 1:].roll(1, 2)  # every version names the next class: only corrections can tell
     turned[:, 0] = turned[:, 1:].mean(1)
-    level = choose_level(turned, truth)
+    trials = try_levels(turned, truth)
+    level = chosen_of(trials)
     assert math.isfinite(level.correction)
+    assert trials[0].taken
+    assert all(trial.taken == (trial.gain > trial.error) for trial in trials[1:])
+    assert trials[[trial.level for trial in trials].index(level)].loss < trials[0].loss / 2
     pool = fit_pool(turned, truth, level)
     assert _accuracy(pool.log_probability(turned), truth) > 0.8
-    assert choose_level(turned[:8], truth[:8]) == LEVELS[0]
+    assert chosen_of(try_levels(turned[:8], truth[:8])) == LEVELS[0]
     assert fit_pool(turned, truth, Freedom(math.inf)).weight[1:].abs().max() == 0
+
+
+def test_the_choice_is_told_with_its_evidence(caplog: pytest.LogCaptureFixture) -> None:
+    truth = _truth(300, "told")
+    with caplog.at_level(logging.INFO):
+        predictor = JointPredictor(rehearse=0).fit(_evidence(truth, [2.0, 2.0], "told"), truth)
+        JointPredictor(rehearse=0).fit(_evidence(truth[:5], [2.0, 2.0], "told"), truth[:5])
+    tried, few = [record.getMessage() for record in caplog.records]
+    assert str(predictor.level_) in tried
+    assert f"plain mean {predictor.trials_[0].loss:.3f}" in tried
+    assert "too few inputs" in few
 
 
 def test_the_gate_knows_strangers() -> None:
