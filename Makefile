@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PLAIN := $(VENV)/.plain
 READY := $(VENV)/.ready
 # The plain wheel of torch brings CUDA; name another source or build here if you want it, e.g. TORCH="torch==2.13.0+cpu".
 TORCH ?= torch==2.13.0
 
 .PHONY: demo test lint types bench docs format build clean
 
-demo: $(READY)
+demo: $(PLAIN)
 	$(BIN)/python scripts/demo.py
 
 test: $(READY)
@@ -38,9 +39,16 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info outputs
 
 # torch comes first and alone: with it installed, no other package pulls another build of it.
-$(READY): constraints.txt pyproject.toml
+$(PLAIN): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "deepfailguard needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH), deepfailguard and what it needs in $(VENV), once; this takes minutes."
+	@echo "On disk it is 1.5 GB with a torch for CPUs, several GB more with CUDA; see TORCH in the Makefile."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(READY): $(PLAIN)
+	@echo "Installing what developers need (pytest, mypy, ruff, ray and others) in $(VENV), once: 0.4 GB on disk."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@

@@ -15,7 +15,7 @@ from entry import script
 @script("evaluate_cached")
 def main(cfg: DictConfig) -> None:
     data = parts.splits(cfg)
-    saved = load_guard(parts.guard_folder(cfg, data.name), list(cfg.trusted))
+    saved = load_guard(parts.saved_guard(cfg, data.name), list(cfg.trusted))
     evaluation = evaluate_cached(saved, data, Path(cfg.paths.cache))
     print(summarise(evaluation).headline)
     print(write_report(evaluation, Path(cfg.paths.reports) / data.name / f"{cfg.name}-cached"))

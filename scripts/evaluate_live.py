@@ -15,7 +15,7 @@ from entry import script
 @script("evaluate_live")
 def main(cfg: DictConfig) -> None:
     data = parts.splits(cfg)
-    folder = parts.guard_folder(cfg, data.name)
+    folder = parts.saved_guard(cfg, data.name)
     guard = GuardedPredictor.load(folder, device=parts.device(cfg), trusted=list(cfg.trusted))
     evaluation = evaluate_live(guard, data)
     print(summarise(evaluation).headline)

@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 from deepfailguard.data.base import Splits
 from deepfailguard.data.splitting import shorten
 from deepfailguard.device import resolve_device
+from deepfailguard.guard.folders import CARD_FILE, find_guards
 from deepfailguard.pipeline.evidence import with_test_faults
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.pool import Pool
 
-__all__ = ["device", "ensemble", "faults", "guard_folder", "pool", "splits"]
+__all__ = ["device", "ensemble", "faults", "guard_folder", "pool", "saved_guard", "splits"]
 
 
 def device(cfg: DictConfig) -> torch.device:
@@ -46,5 +47,26 @@ def ensemble(cfg: DictConfig, dataset: str) -> list[IdentityCard]:
 
 
 def guard_folder(cfg: DictConfig, dataset: str) -> Path:
-    """Where the guard of this name is."""
+    """Where the guard of this name is, or shall be."""
     return Path(cfg.paths.guards) / dataset / str(cfg.name)
+
+
+def saved_guard(cfg: DictConfig, dataset: str) -> Path:
+    """Where the guard of this name is.
+
+    Raises:
+        FileNotFoundError: there is none; the message tells which there are, and how to name them.
+    """
+    folder, outputs = guard_folder(cfg, dataset), Path(cfg.paths.guards).parent
+    if (folder / CARD_FILE).is_file():
+        return folder
+    there = find_guards(outputs)
+    told = [f"\n  {each}" + _named(each) * (each.parent.name == dataset) for each in there]
+    raise FileNotFoundError(
+        f"{folder} holds no guard; below {outputs} there {'are' if there else 'is none'}{''.join(told)}\n"
+        f"make one with: python scripts/train_guard.py name={cfg.name}"
+    )
+
+
+def _named(guard: Path) -> str:
+    return f": paths.guards={guard.parent.parent} name={guard.name}"

@@ -43,7 +43,12 @@ class LearningDistance(DistanceEstimator, Protocol):
 
 
 def fitted(
-    estimator: DistanceEstimator, model: nn.Module, fingerprint: str, images: Tensor, cache: Path | None = None
+    estimator: DistanceEstimator,
+    model: nn.Module,
+    fingerprint: str,
+    images: Tensor,
+    cache: Path | None = None,
+    name: str = "the version",
 ) -> DistanceEstimator:
     """The estimator, fitted to a version if it is one that learns and does not know the version yet.
 
@@ -56,6 +61,7 @@ def fitted(
         fingerprint: of the version's weights.
         images: (B, C, H, W) that it was not trained on.
         cache: folder of all caches; None keeps nothing.
+        name: of the version, for the log.
 
     Raises:
         ConfigurationError: the fingerprint is not that of the model.
@@ -71,7 +77,7 @@ def fitted(
         state = _learn(learning, model, fingerprint, images, cache)
         if place is not None:
             save_json(place, describe(state))
-    logger.info("%s of the version %s: %s", type(learning).__name__, fingerprint[:16], state)
+    logger.info("%s of %s (weights %s): %s", type(learning).__name__, name, fingerprint[:16], state)
     return cast(DistanceEstimator, _with(learning, versions={**learning.versions, fingerprint: state}))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "expected_calibration_error",
     "false_positive_rate",
     "measure_failure_prediction",
+    "merged_bins",
     "reliability_bins",
     "risk_coverage_curve",
 ]
@@ -83,8 +84,8 @@ class ReliabilityBins:
     """Predicted beside observed failures, for the M bins that are not empty.
 
     Attributes:
-        low: (M,) float64, lower ends of the bins; upper ends are one width above. A bin has its lower end, the
-            last one both.
+        low: (M,) float64, lower ends of the bins. A bin has its lower end, the last one both; upper ends are one
+            width above unless bins were merged.
         count: (M,) int64 >= 1.
         predicted: (M,) float64, mean failure probability.
         observed: (M,) float64, share of wrong answers.
@@ -219,6 +220,30 @@ def reliability_bins(failure_probability: Tensor, wrong: Tensor, *, bins: int = 
     return ReliabilityBins(
         low[filled], count[filled], predicted[filled] / count[filled], observed[filled] / count[filled]
     )
+
+
+def merged_bins(filled: ReliabilityBins, *, least: int) -> ReliabilityBins:
+    """The bins, each joined with those above it until it has so many inputs; the rest joins the last one.
+
+    What is left has fewer inputs in one case only: there are not so many.
+
+    Args:
+        filled: bins in ascending order.
+        least: >= 1.
+    """
+    group, inside, groups = [], 0, 0
+    left = int(filled.count.sum())
+    for count in filled.count.tolist():
+        group.append(groups)
+        inside, left = inside + count, left - count
+        if inside >= least and left >= least:
+            groups, inside = groups + 1, 0
+    index = torch.tensor(group, device=filled.count.device)
+    first = torch.tensor([group.index(number) for number in range(groups + 1)], device=index.device)
+    count = torch.bincount(index, weights=filled.count.double())
+    predicted = torch.bincount(index, weights=filled.count * filled.predicted) / count
+    observed = torch.bincount(index, weights=filled.count * filled.observed) / count
+    return ReliabilityBins(filled.low[first], count.long(), predicted, observed)
 
 
 def expected_calibration_error(failure_probability: Tensor, wrong: Tensor, *, bins: int = BINS) -> float:

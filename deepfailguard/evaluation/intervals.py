@@ -1,15 +1,16 @@
-"""Bootstrap intervals: how much of a difference is the luck of the test set."""
+"""Intervals: how much of a difference, or of a share, is the luck of the test set."""
 
 from dataclasses import dataclass
 from typing import Final
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.seeding import generator
 
-__all__ = ["Interval", "mean_interval", "paired_difference"]
+__all__ = ["Interval", "binomial_interval", "mean_interval", "paired_difference"]
 
 _RESAMPLES: Final = 2000
 _DRAWS_AT_ONCE = 1 << 21  # inputs times resamples in memory at once
@@ -76,6 +77,31 @@ def paired_difference(
             "measure both on the same inputs in the same order"
         )
     return mean_interval(first.double() - second.double(), seed=seed, resamples=resamples, level=level)
+
+
+def binomial_interval(hits: Tensor, trials: Tensor, *, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Clopper-Pearson intervals of shares: lower and upper ends, (M,) float64 in [0, 1].
+
+    The true share lies outside with probability at most 1 - level, whatever it is.
+
+    Args:
+        hits: (M,) integers in [0, trials].
+        trials: (M,) integers >= 1.
+        level: in (0, 1).
+
+    >>> low, high = binomial_interval(torch.tensor([0, 5]), torch.tensor([10, 10]))
+    >>> low.round(decimals=3).tolist(), high.round(decimals=3).tolist()
+    ([0.0, 0.187], [0.308, 0.813])
+    """
+    if not 0 < level < 1:
+        raise ConfigurationError(f"level must be in (0, 1), got {level}; 0.95 is usual")
+    if hits.shape != trials.shape or bool(((hits < 0) | (hits > trials) | (trials < 1)).any()):
+        raise DataFormatError(f"expected 0 <= hits <= trials, trials >= 1, got {hits.tolist()} of {trials.tolist()}")
+    k, n = hits.double().cpu().numpy(), trials.double().cpu().numpy()
+    tail = (1 - level) / 2
+    low, high = torch.from_numpy(beta.ppf(tail, k, n - k + 1)), torch.from_numpy(beta.isf(tail, k + 1, n - k))
+    # With no hit, or hits only, there is no such distribution: the end is that of all shares.
+    return torch.where(hits.cpu() == 0, 0.0, low), torch.where((hits == trials).cpu(), 1.0, high)
 
 
 def _resampled_means(values: Tensor, seed: int, resamples: int) -> Tensor:

@@ -271,7 +271,7 @@ class GuardedPredictor(nn.Module):
         """Write the guard with its versions' weights as one folder; an error leaves what is there as it was.
 
         Raises:
-            ConfigurationError: weights changed since the guard learned from them, or a part cannot be described.
+            ConfigurationError: weights changed since it learned, a part cannot be described, or other things are there.
         """
         versions, saved = self._now()
         save_guard(Path(folder), saved, [version.model for version in versions])

@@ -21,7 +21,7 @@ __all__ = ["GuardedSets", "bounded_decision", "kept_apart", "promised_sets"]
 _PIECE = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class GuardedSets:
     """From images to sets of classes that contain the true one as often as was promised.
 
@@ -36,6 +36,12 @@ class GuardedSets:
     def __call__(self, images: Tensor) -> Tensor:
         """The sets, (B, K) bool; every class for an input that is not answered."""
         return self.rule(self.class_probability(images))
+
+    def __repr__(self) -> str:
+        each = " for each class alone" if self.rule.by_class else ""
+        asked = getattr(self.class_probability, "__self__", self.class_probability)  # the guard, of its method
+        share = f"at most {self.rule.miss_rate:.3g} of the sets lack the true one{each}"
+        return f"GuardedSets of {len(self.rule.cutoff)} classes, {share}; by {asked!r}"
 
 
 def kept_apart(labelled: ImageSet | tuple[Tensor, Tensor], saved: SavedGuard) -> ImageSet:

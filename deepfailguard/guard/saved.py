@@ -15,6 +15,16 @@ from deepfailguard.decision.base import Rule
 from deepfailguard.errors import ConfigurationError, CorruptFileError
 from deepfailguard.guard.calibration import Basis, Calibration, Service, learned, lessons
 from deepfailguard.guard.calibration_tensors import calibration_of, calibration_tensors, service_of, service_tensors
+from deepfailguard.guard.folders import (
+    CALIBRATION_FILE,
+    CARD_FILE,
+    PREDICTOR_FILE,
+    VERSIONS_FOLDER,
+    check_replaceable,
+    find_guards,
+    in_words,
+    standing_guard,
+)
 from deepfailguard.guard.judging import for_versions, option_of
 from deepfailguard.identity import TARGET, describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
@@ -23,9 +33,6 @@ from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
 
 __all__ = ["GuardCard", "SavedGuard", "load_guard", "save_guard", "weights_file"]
-
-_CARD, _PREDICTOR, _VERSIONS = "guard.json", "predictor.safetensors", "versions"
-_CALIBRATION = "calibration.safetensors"
 
 logger = logging.getLogger(__name__)
 
@@ -153,29 +160,33 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
     """Write a guard. What cannot be written leaves a guard that stands in the folder as it was.
 
     Raises:
-        ConfigurationError: the weights of a version changed since the guard learned from it, or a part of the guard
-            cannot be described.
+        ConfigurationError: the weights of a version changed since the guard learned from it, a part of the guard
+            cannot be described, or the folder holds other things than a guard.
     """
+    check_replaceable(folder)
     _check_unchanged(guard.card, models)
     state = guard.predictor.state()
     kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
     content = _content(guard, learned=digest_tensors(state), calibration=digest_tensors(kept))
-    files = {_PREDICTOR: state, _CALIBRATION: kept}
+    files = {PREDICTOR_FILE: state, CALIBRATION_FILE: kept}
     files |= {str(weights_file(n, guard.card.names[n])): model.state_dict() for n, model in enumerate(models)}
+    before = standing_guard(folder)
+    if before is not None and before != content:
+        logger.info("replacing the guard in %s: %s", folder, in_words(before))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new.") as beside:
         for name, tensors in files.items():
             save_tensors(Path(beside, name), tensors)
-        save_json(Path(beside, _CARD), content)
-        _put_in_place(Path(beside), folder, [*files, _CARD])
+        save_json(Path(beside, CARD_FILE), content)
+        _put_in_place(Path(beside), folder, [*files, CARD_FILE])
 
 
 def _put_in_place(new: Path, folder: Path, files: Sequence[str]) -> None:
     """Move files in place of all that was there; the card comes last, so a folder without one is not a guard."""
-    (folder / _CARD).unlink(missing_ok=True)
-    for old in (folder / _VERSIONS).glob("*.safetensors"):
+    (folder / CARD_FILE).unlink(missing_ok=True)
+    for old in (folder / VERSIONS_FOLDER).glob("*.safetensors"):
         old.unlink()
-    (folder / _VERSIONS).mkdir(exist_ok=True)
+    (folder / VERSIONS_FOLDER).mkdir(exist_ok=True)
     for name in files:
         (new / name).replace(folder / name)
 
@@ -222,18 +233,22 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
         CorruptFileError: a file was changed since it was saved.
         ConfigurationError: a part of it comes from a package that is not trusted.
     """
-    if not (folder / _CARD).is_file():
-        raise FileNotFoundError(f"{folder} holds no guard (no {_CARD}); make one with scripts/train_guard.py or save()")
-    content = load_json(folder / _CARD)
+    if not (folder / CARD_FILE).is_file():
+        beside = ", ".join(map(str, find_guards(folder.parent)))
+        there = f"there are guards in {beside}; or " if beside else ""
+        raise FileNotFoundError(
+            f"{folder} holds no guard (no {CARD_FILE}); {there}make one with scripts/train_guard.py or save()"
+        )
+    content = load_json(folder / CARD_FILE)
     if not {"calibration", "service"} <= content.keys():
         raise ConfigurationError(
             f"{folder} was saved by an older release, which kept less of the calibration; fit the guard again"
         )
     predictor: FailurePredictor = rebuild(content["predictor"], trusted)
-    kept = _verified(folder / _CALIBRATION, content["calibration"])
+    kept = _verified(folder / CALIBRATION_FILE, content["calibration"])
     return SavedGuard(
         card=_card(content),
-        predictor=predictor.with_state(_verified(folder / _PREDICTOR, content["learned"])),
+        predictor=predictor.with_state(_verified(folder / PREDICTOR_FILE, content["learned"])),
         decision=rebuild(content["decision"], trusted),
         distance=rebuild(content["distance"], trusted),
         calibration=calibration_of(kept),
@@ -246,14 +261,14 @@ def _verified(path: Path, expected: str) -> dict[str, Tensor]:
         raise CorruptFileError(f"the guard has lost a part: no file {path}; save the guard again")
     tensors = load_tensors(path).tensors
     if digest_tensors(tensors) != expected:
-        raise CorruptFileError(f"{path} belongs to another guard than {_CARD}; save the guard again")
+        raise CorruptFileError(f"{path} belongs to another guard than {CARD_FILE}; save the guard again")
     return tensors
 
 
 def weights_file(position: int, name: str) -> Path:
     """A version's file in a guard's folder; the number keeps apart names that differ only in what it cannot hold."""
     safe = re.sub(r"[^\w.+@-]", "_", name)
-    return Path(_VERSIONS, f"{position}-{safe}.safetensors")
+    return Path(VERSIONS_FOLDER, f"{position}-{safe}.safetensors")
 
 
 def _shape(shape: list[int]) -> tuple[int, int, int]:

@@ -1,6 +1,7 @@
 """What a guard answers for a batch, and why, in words."""
 
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +9,15 @@ from torch import Tensor
 from deepfailguard.types import NO_ANSWER
 
 __all__ = ["Verdict", "VersionHealth"]
+
+_State = Literal["answered", "without an answer", "without an answer, or not asked", "not asked", "in quarantine"]
+_NOT_ASKED: Final[tuple[_State, ...]] = ("not asked", "in quarantine")
+_SILENT: Final[dict[_State, str]] = {
+    "without an answer": "gave no answer: ",
+    "without an answer, or not asked": "gave no answer, or was not asked: ",
+    "not asked": "was not asked: the answer was sure enough without it",
+    "in quarantine": "does not count: ",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +99,47 @@ class Verdict:
 
     def explain(self, position: int) -> str:
         """The answer to one input in words: what, how sure, and what each version said and why it counted."""
+        if position in self.problems:
+            return f"Input {position} was not judged: {self.problems[position]}."
         lines = [self._headline(position)]
         order = torch.argsort(self.weights[position], descending=True, stable=True).tolist()
         return "\n".join(lines + [self._version_line(position, version) for version in order])
 
     def _headline(self, position: int) -> str:
-        if position in self.problems:
-            return f"Input {position} was not judged: {self.problems[position]}."
-        label = int(self.labels[position])
+        label, states = int(self.labels[position]), [self._state(position, n) for n in range(len(self.health))]
+        silent = [f"{states.count(state)} {state}" for state in _NOT_ASKED if state in states]
+        others = f" ({', '.join(silent)})" if silent else ""
         if label == NO_ANSWER:
-            return f"Input {position}: no version answered, so the guard abstains."
+            return f"Input {position}: no version answered, so the guard abstains{others}."
         answer = f"{self.class_name(label)!r}, wrong with probability {_percent(self.failure_probability[position])}"
         agree = int((self.version_labels[position] == label).sum())
-        asked = self.version_labels.shape[1]
+        asked = sum(state not in _NOT_ASKED for state in states)
         start = (
             f"Input {position}: the guard abstains; its best guess is"
             if self.abstained[position]
             else (f"Input {position}: the answer is")
         )
-        return f"{start} {answer}. {agree} of {asked} versions gave it."
+        return f"{start} {answer}. {agree} of {asked} versions gave it{others}."
+
+    def _state(self, position: int, version: int) -> _State:
+        """How a version stands to a judged input.
+
+        Of a cascade's version that failed on some of the inputs that it was asked, nobody knows whether this is one of
+        them, unless a later version answered: a cascade asks in the versions' order.
+        """
+        health, later = self.health[version], self.version_labels[position, version:] != NO_ANSWER
+        if later[0]:
+            return "answered"
+        if health.answered == health.asked:
+            return "in quarantine" if health.problem and not health.asked else "not asked"
+        all_asked = health.asked >= len(self) - len(self.problems)
+        return "without an answer" if all_asked or bool(later.any()) else "without an answer, or not asked"
 
     def _version_line(self, position: int, version: int) -> str:
         health, label = self.health[version], int(self.version_labels[position, version])
         if label == NO_ANSWER:
-            reason = health.problem or self.problems.get(position, "it was not asked")
-            return f"  - {health.name} gave no answer: {reason}"
+            state = self._state(position, version)
+            return f"  - {health.name} {_SILENT[state]}{'' if state == 'not asked' else health.problem}"
         distance = float(self.distance[position, version])
         nearest = (
             f"a change of {distance:.3g} flips it; "

@@ -20,7 +20,7 @@ from deepfailguard.guard.quarantine import Quarantine
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.statistics import scores_of, usable_scores
 from deepfailguard.guard.verdict import Verdict
-from deepfailguard.guard.watch_report import WatchReport
+from deepfailguard.guard.watch_report import DISAGREEMENT, WatchReport
 from deepfailguard.guard.watching import VersionWatch
 from deepfailguard.identity import digest
 from deepfailguard.predictor.base import SettlingPredictor
@@ -105,6 +105,15 @@ class WatchedGuard:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _one_at_a_time=threading.Lock())
+
+    def __repr__(self) -> str:
+        saved, since = self.guard.saved, self._quarantine.since_  # without the lock: a debugger may stop anywhere
+        watched = (DISAGREEMENT, *self.scores)[len(saved.card.names) == 1 :]  # nobody to disagree with
+        apart = ", ".join(f"{saved.card.names[version]} since input {first}" for version, first in since.items())
+        return (
+            f"WatchedGuard of {saved.summary}; watches {', '.join(watched)}, at most one false alarm "
+            f"in {self.inputs_per_false_alarm:,.0f} inputs; in quarantine: {apart or 'nobody'}"
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Verdict:

@@ -72,7 +72,7 @@ def fit_distance(
         cache_distances(untaught, {"calibration": calibration}, teacher, cache, pool, device, launcher)
     for card in cards:
         bounded, model = within(distance, card.bounds), pool.load(card, device).model
-        distance = fitted(bounded, model, card.fingerprint, calibration, cache)
+        distance = fitted(bounded, model, card.fingerprint, calibration, cache, card.name)
     return distance
 
 

@@ -101,7 +101,7 @@ class Pool:
         cards = self.cards(dataset)
         if not cards:
             raise VersionNotFoundError(
-                f"the pool {self.folder} has no versions for data set {dataset!r}; "
+                f"the pool {self.folder} has no versions for data set {dataset!r}{self._others()}; "
                 "train some with scripts/train_model.py"
             )
         return cards
@@ -123,8 +123,16 @@ class Pool:
             )
         known = sorted({_plain(card.name) for card in cards})
         close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[:5]
-        hint = f"did you mean {', '.join(close)}?" if close else "train some first with scripts/train_model.py"
-        raise VersionNotFoundError(f"no version {name!r} for data set {dataset!r} below {self.folder}; {hint}")
+        hint = f"; did you mean {', '.join(close)}?"
+        if not close:
+            hint = f"{self._others()}; train some first with scripts/train_model.py"
+        raise VersionNotFoundError(f"no version {name!r} for data set {dataset!r} below {self.folder}{hint}")
+
+    def _others(self) -> str:
+        """What versions there are, by data set."""
+        there = Counter(path.parents[1].name for path in sorted(self.folder.glob(f"*/*/{_CARD}")))
+        told = ", ".join(f"{name} ({count})" for name, count in there.items())
+        return f", but some for {told}" if told else ""
 
     def _folder(self, card: IdentityCard) -> Path:
         return self.folder / card.dataset / f"{_plain(card.name)}@{card.key[:_SHORT]}"

@@ -68,6 +68,10 @@ def test_the_path_from_cache_to_reports(trained: Path) -> None:
     assert "run scripts/cache_distances.py" in fail(trained, "evaluate_cached", *faulty)
     succeed(trained, "evaluate_live", *faulty)
 
+    output = succeed(
+        trained, "train_guard", "name=mine", "predictor=prior", "decision=majority_vote", VERSIONS, *LIMIT, SMALL[0]
+    )
+    assert "replacing the guard in outputs/guards/digits/mine: 3 versions (compact_vgg-s0, " in output
     succeed(trained, "train_guard", "name=joint", VERSIONS, *SMALL, *LIMIT)
     succeed(trained, "evaluate_live", "name=joint", "dataset.limit=400", *LIMIT)
     assert "evaluate it live" in fail(trained, "evaluate_cached", "name=joint", "dataset.limit=400", *LIMIT)
@@ -96,6 +100,48 @@ def test_the_path_from_cache_to_reports(trained: Path) -> None:
 )
 def test_mistakes_get_one_clear_error(tmp_path: Path, arguments: list[str], message: str) -> None:
     assert message in fail(tmp_path, "train_model", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (
+            "evaluate_live",
+            ["+distance=fast"],
+            "evaluate_live takes no distance=: a saved guard keeps its distance; give",
+        ),
+        (
+            "evaluate_cached",
+            ["predictor=kde"],
+            "takes no predictor=: a saved guard keeps its predictor; give it to demo",
+        ),
+        ("train_guard", ["launcher.workers=2"], "train_guard takes no launcher=; give it to cache_distances"),
+        ("cache_distances", ["launcher.workers=2"], "goes with launcher=processes or launcher=ray: give that, too"),
+        ("train_model", ["-m", "+epochs=3"], "train_model has no setting 'epochs' and would not read it"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_no_setting_is_ignored_without_a_word(tmp_path: Path, script: str, arguments: list[str], message: str) -> None:
+    assert message in fail(tmp_path, script, *arguments)
+
+
+def test_what_hydra_and_faults_may_have_added_is_taken(tmp_path: Path) -> None:
+    added = ["+hydra.job.env_set.A=b", "+faults.mine._target_=deepfailguard.faults.training_data.TooLittleData"]
+    assert "label_noise.rte" in fail(tmp_path, "train_model", *added, "fault=label_noise", "faults.label_noise.rte=1")
+
+
+def test_a_missing_guard_is_told_with_those_that_there_are(tmp_path: Path) -> None:
+    guard = tmp_path / "outputs" / "demo" / "guards" / "digits" / "demo"
+    for folder, name in ((guard, "demo"), (tmp_path / "outputs" / "elsewhere", "mine")):
+        folder.mkdir(parents=True)
+        (folder / "guard.json").write_text("{}")
+        told = fail(tmp_path, "evaluate_live", f"name={name}")
+        assert f"outputs/guards/digits/{name} holds no guard; below outputs there are" in told
+        assert "\n  outputs/demo/guards/digits/demo: paths.guards=outputs/demo/guards name=demo\n" in told
+        assert f"make one with: python scripts/train_guard.py name={name}" in told
+    assert "\n  outputs/elsewhere\n" in told
+    named = ["paths.guards=outputs/demo/guards", "name=demo"]
+    assert "is not a file that deepfailguard wrote" in fail(tmp_path, "evaluate_live", *named)
 
 
 def test_a_misspelt_version_is_named_with_the_closest(trained: Path) -> None:

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from deepfailguard.evaluation.failure_prediction import reliability_bins, risk_coverage_curve
+from deepfailguard.evaluation.failure_prediction import merged_bins, reliability_bins, risk_coverage_curve
+from deepfailguard.evaluation.intervals import binomial_interval
 from deepfailguard.evaluation.records import Evaluation
 from deepfailguard.evaluation.report.drawing import Theme, new_figure, outside_legend, percent_axis, safe_label, tidy
 from deepfailguard.evaluation.report.figures import percents
@@ -18,6 +19,7 @@ __all__ = ["accuracy_picture", "reliability_picture", "risk_picture"]
 
 _TOLD_APART = 6  # more curves than this cannot be told apart by colour
 _THINNEST_LINE = 1.0  # thinner curves would be a tangle of crossing lines: only their points are drawn
+_FEWEST = 20  # inputs of a bin: of fewer the share that is wrong jumps by chance
 _LONG_NAME = 24  # letters
 _SQUARE = (5.4, 5.2)
 
@@ -72,21 +74,26 @@ def accuracy_picture(summary: Summary, theme: Theme) -> Figure:
 
 
 def reliability_picture(evaluation: Evaluation, theme: Theme) -> Figure:
-    """Predicted failure probability against the observed share of wrong answers."""
+    """Predicted failure probability against the observed share of wrong answers, with 95 % intervals of the latter.
+
+    Bins of equal width, joined with their neighbours until they hold enough inputs for a share to mean something.
+    """
     figure = new_figure(theme, *_SQUARE)
     axes = figure.subplots()
     tidy(axes, theme, "predicted failure probability", "share of answers that were wrong")
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
     for curve in _curves(evaluation, theme):
-        bins = reliability_bins(curve.failure_probability, curve.wrong)
-        predicted, observed = bins.predicted.tolist(), bins.observed.tolist()
+        bins = merged_bins(reliability_bins(curve.failure_probability, curve.wrong), least=_FEWEST)
+        points = bins.predicted.tolist(), bins.observed.tolist()
         sizes = (8 + 130 * (bins.count / bins.count.sum()).sqrt()).tolist()
-        look: dict[str, Any] = {"color": curve.color, "label": curve.name, "zorder": curve.order}
+        look: dict[str, Any] = {"color": curve.color, "zorder": curve.order}
         if curve.width < _THINNEST_LINE:
-            axes.scatter(predicted, observed, s=sizes, alpha=0.4, linewidths=0, **look)
+            axes.scatter(*points, s=sizes, alpha=0.4, linewidths=0, label=curve.name, **look)
             continue
-        axes.plot(predicted, observed, linewidth=curve.width, linestyle=curve.dashes, **look)
-        axes.scatter(predicted, observed, s=sizes, alpha=0.75, linewidths=0, **look | {"label": None})
+        hits = (bins.observed * bins.count).round().long()
+        axes.vlines(points[0], *binomial_interval(hits, bins.count), linewidth=1.2, alpha=0.4, **look)
+        axes.plot(*points, linewidth=curve.width, linestyle=curve.dashes, label=curve.name, **look)
+        axes.scatter(*points, s=sizes, alpha=0.75, linewidths=0, **look)
     _share_axes(axes, 1.0)
     outside_legend(figure, axes, theme, columns=_legend_columns(evaluation))
     return figure

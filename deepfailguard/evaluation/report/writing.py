@@ -32,6 +32,8 @@ __all__ = ["write_report", "write_study"]
 
 _MOST_EXAMPLES: Final = 6
 _PICTURES = "pictures"
+_REPORT_PICTURES: Final = ("accuracy", "reliability", "risk", "densities", "rescued-*", "harmed-*")
+_STUDY_PICTURES: Final = ("rescue",)
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
@@ -55,7 +57,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
         "rescued": find_examples(evaluation, "rescued", _MOST_EXAMPLES),
         "harmed": find_examples(evaluation, "harmed", _MOST_EXAMPLES),
     }
-    _save_pictures(folder / _PICTURES, pictures, examples)
+    _save_pictures(folder / _PICTURES, pictures, examples, _REPORT_PICTURES)
     _save_json(folder / "summary.json", summary.as_dict())
     save_text(folder / "versions.csv", csv_text(versions_table(summary)))
     save_text(folder / "ensemble.csv", csv_text(ensemble_table(summary)))
@@ -95,7 +97,7 @@ def write_study(
     if can_draw_study(summary_rows):
         pictures.append(draw("rescue", partial(study_picture, summary_rows)))
     table = table_of(summary_rows)
-    _save_pictures(folder / _PICTURES, pictures, {})
+    _save_pictures(folder / _PICTURES, pictures, {}, _STUDY_PICTURES)
     _save_json(folder / "study.json", {"title": title, "summary": summary_rows, "rows": rows})
     save_text(folder / "study.csv", csv_text(table_of(rows)))
     save_text(folder / "study.md", f"# {' '.join(title.split())}\n\n{markdown(table)}")
@@ -123,16 +125,18 @@ def _defined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _save_pictures(folder: Path, pictures: Sequence[Picture], examples: Mapping[str, Sequence[Example]]) -> None:
+def _save_pictures(
+    folder: Path, pictures: Sequence[Picture], examples: Mapping[str, Sequence[Example]], kinds: Sequence[str]
+) -> None:
+    """Write pictures and examples, in place of all that an earlier page of the same kind had."""
     images = {f"{picture.name}.png": picture.light for picture in pictures}
     for kind, found in examples.items():
         images |= {f"{kind}-{i}.png": example.image for i, example in enumerate(found, start=1)}
     for name, data in images.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_bytes(data)
-    # An earlier report may have had more examples; beside the new page they would be wrong.
-    stale = [*folder.glob("rescued-*.png"), *folder.glob("harmed-*.png")]
-    for path in stale:
+    # An earlier page may have had more of them; beside the new page they would be wrong.
+    for path in [path for kind in kinds for path in folder.glob(f"{kind}.png")]:
         if path.name not in images:
             path.unlink()
 

@@ -17,6 +17,7 @@ from deepfailguard.evaluation.failure_prediction import (
     expected_calibration_error,
     false_positive_rate,
     measure_failure_prediction,
+    merged_bins,
     reliability_bins,
     risk_coverage_curve,
 )
@@ -215,3 +216,29 @@ def test_wrong_input(failure: Tensor, wrong: Tensor, message: str) -> None:
         area_under_generalised_risk_coverage(failure, wrong)
     with pytest.raises(DataFormatError, match=message):
         coverage_at_risk(failure, wrong, risk=0.5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([30, 5, 6, 9, 25], [30, 20, 25]),
+        ([30, 5, 6], [41]),  # what is left joins the last one
+        ([5, 30, 20, 3], [35, 23]),
+        ([4, 3], [7]),
+        ([20], [20]),
+    ],
+    ids=str,
+)
+def test_merged_bins_hold_enough_and_lose_nothing(counts: list[int], expected: list[int]) -> None:
+    random = generator(0, "merged bins", str(counts))
+    probability = torch.cat(
+        [(i + torch.rand(n, generator=random, dtype=torch.float64)) / 15 for i, n in enumerate(counts)]
+    )
+    wrong = torch.rand(len(probability), generator=random) < probability
+    bins = merged_bins(reliability_bins(probability, wrong), least=20)
+    assert bins.count.tolist() == expected
+    ends = bins.count.cumsum(0).tolist()
+    for start, end, predicted, observed in zip([0, *ends], ends, bins.predicted, bins.observed, strict=False):
+        assert float(predicted) == pytest.approx(float(probability[start:end].mean()))
+        assert float(observed) == pytest.approx(float(wrong[start:end].double().mean()))
+    assert float(bins.low[0]) == 0.0

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 from deepfailguard.errors import ConfigurationError, DataFormatError
-from deepfailguard.evaluation.intervals import mean_interval, paired_difference
+from deepfailguard.evaluation.intervals import binomial_interval, mean_interval, paired_difference
 from deepfailguard.seeding import generator
 
 
@@ -70,3 +70,21 @@ def test_wrong_input() -> None:
         mean_interval(torch.ones(3), seed=0, level=1)
     with pytest.raises(ConfigurationError, match="resamples must be >= 1, got 0"):
         mean_interval(torch.ones(3), seed=0, resamples=0)
+
+
+def test_binomial_intervals_are_scipys_exact_ones() -> None:
+    trials = torch.tensor([1, 1, 20, 20, 20, 500])
+    hits = torch.tensor([0, 1, 0, 20, 7, 123])
+    for level in (0.9, 0.95):
+        low, high = binomial_interval(hits, trials, level=level)
+        for i, (k, n) in enumerate(zip(hits.tolist(), trials.tolist(), strict=True)):
+            theirs = binomtest(k, n).proportion_ci(level, method="exact")
+            assert (float(low[i]), float(high[i])) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert binomial_interval(hits[:0], trials[:0])[0].shape == (0,)
+
+
+def test_binomial_intervals_of_what_is_no_share_are_refused() -> None:
+    with pytest.raises(DataFormatError, match=r"0 <= hits <= trials, trials >= 1, got \[3\] of \[2\]"):
+        binomial_interval(torch.tensor([3]), torch.tensor([2]))
+    with pytest.raises(ConfigurationError, match="level must be in"):
+        binomial_interval(torch.tensor([1]), torch.tensor([2]), level=1.0)

@@ -94,6 +94,7 @@ def test_a_failing_version_is_isolated_and_shown(
     assert (verdict.weights[:, 2] == 0).all()
     assert (verdict.labels >= 0).all()
     assert "breaks gave no answer: " in verdict.explain(0)
+    assert "of 3 versions gave it." in verdict.explain(0)
 
 
 def test_output_that_is_nan_for_some_inputs_loses_only_those(
@@ -127,7 +128,7 @@ def test_a_bad_input_loses_only_itself(guard: GuardedPredictor, value: float) ->
     others = torch.arange(60) != 3
     assert verdict.labels[3] == -1
     assert verdict.abstained[3]
-    assert "NaN or outside [0.0, 1.0]" in verdict.explain(3)
+    assert verdict.explain(3) == "Input 3 was not judged: it has values that are NaN or outside [0.0, 1.0]."
     assert torch.equal(verdict.labels[others], clean.labels[others])
     assert not verdict.degraded  # the input is at fault, no version
 

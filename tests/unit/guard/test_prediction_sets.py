@@ -51,6 +51,13 @@ def test_the_promise_can_be_kept_for_each_class(guard: GuardedPredictor) -> None
     assert all(_missed(sets, label) < 0.16 for label in range(CLASSES))
 
 
+def test_they_are_told_in_a_line(guard: GuardedPredictor) -> None:
+    told = f"GuardedSets of {CLASSES} classes, at most 0.1 of the sets lack the true one"
+    assert repr(guard.prediction_sets(LABELLED, miss_rate=0.1)) == f"{told}; by {guard!r}"
+    by_class = guard.prediction_sets(LABELLED, miss_rate=0.1, by_class=True)
+    assert repr(by_class) == f"{told} for each class alone; by {guard!r}"
+
+
 def test_inputs_without_an_answer_have_every_class(guard: GuardedPredictor) -> None:
     images = LATER.images[:4].clone()
     images[1, 0, 0, 0] = float("nan")

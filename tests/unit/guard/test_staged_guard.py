@@ -58,7 +58,8 @@ def test_further_versions_are_asked_about_doubtful_inputs_only(fitted: tuple[Gua
     assert int(unasked.sum()) == 300 - asked[1]
     assert (verdict.weights[:, 1][unasked] == 0).all()
     position = int(unasked.nonzero()[0])
-    assert "it was not asked" in verdict.explain(position)
+    assert "was not asked: the answer was sure enough without it" in verdict.explain(position)
+    assert "1 of 1 versions gave it (2 not asked)" in verdict.explain(position)
     assert verdict.failure_probability[unasked].mean() < verdict.failure_probability[~unasked].mean()
 
 
@@ -78,6 +79,9 @@ def test_where_the_first_version_fails_the_next_one_is_asked() -> None:
     verdict = guard(TEST.images)
     assert verdict.degraded
     assert models[1].asked == 300
+    told = verdict.explain(int((verdict.version_labels[:, 2] == -1).nonzero()[0]))
+    assert "gave no answer: RuntimeError: out of memory" in told
+    assert "1 of 2 versions gave it (1 not asked)" in told
     assert float((verdict.labels == TEST.labels).double().mean()) > 0.85
 
 

@@ -115,6 +115,19 @@ def test_a_broken_version_is_set_apart_in_the_very_batch_and_not_asked_again(gua
     assert (again.labels == SERVICE.labels[140:180]).double().mean() > 0.9
 
 
+def test_it_is_told_in_a_line_who_is_watched_and_who_is_set_apart(guard: GuardedPredictor) -> None:
+    watched = WatchedGuard(guard, scores=["confidence"], inputs_per_false_alarm=50_000)
+    told = "watches disagreement, confidence, at most one false alarm in 50,000 inputs; in quarantine: "
+    assert repr(watched) == f"WatchedGuard of {guard.saved.summary}; {told}nobody"
+    _model(guard, 1).damage()
+    with watched._one_at_a_time:  # as in a debugger that stops while a batch is answered
+        assert repr(watched).endswith("nobody")
+    watched(SERVICE.images[:40])
+    assert repr(watched).endswith("; in quarantine: bob since input 0")
+    alone = WatchedGuard(guard.without(["bob", "eve"]), scores=["confidence"])
+    assert "; watches confidence, " in repr(alone)
+
+
 def test_shapes_and_places_stay_and_the_health_names_the_version(guard: GuardedPredictor) -> None:
     watched = WatchedGuard(guard)
     _model(guard, 1).damage()
@@ -129,7 +142,8 @@ def test_shapes_and_places_stay_and_the_health_names_the_version(guard: GuardedP
         torch.testing.assert_close(verdict.weights.sum(1), torch.ones(inputs, dtype=torch.float64))
         assert [health.name for health in verdict.health] == list(NAMES)
         assert "in quarantine since input 0: it" in verdict.health[1].problem
-        assert "bob gave no answer: in quarantine" in verdict.explain(0)
+        assert "bob does not count: in quarantine since input 0" in verdict.explain(0)
+        assert "2 of 2 versions gave it (1 in quarantine)" in verdict.explain(0)
 
 
 def test_a_version_that_raises_counts_as_changed(guard: GuardedPredictor) -> None:

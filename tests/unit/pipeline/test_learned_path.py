@@ -92,7 +92,8 @@ def test_fitting_again_finds_what_was_learned(
     arguments = (cards, SPLITS.calibration.images, DISTANCES["learned"], pool, CPU, tmp_path)
     with caplog.at_level("INFO", logger="deepfailguard"):
         first = fit_distance(*arguments)
-    assert f"LearnedDistance of the version {cards[0].fingerprint[:16]}: Spearman " in caplog.text
+    for card in cards:
+        assert f"LearnedDistance of {card.name} (weights {card.fingerprint[:16]}): Spearman " in caplog.text
     monkeypatch.setattr(LearnedDistance, "fit", None)  # must not be asked
     assert fit_distance(*arguments) == first
     for file in (tmp_path / "learned").iterdir():

@@ -171,3 +171,18 @@ def test_identity_follows_what_matters() -> None:
 def test_impossible_recipes_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Recipe(**settings)  # type: ignore[arg-type]
+
+
+def test_what_the_pool_has_instead_is_told(pool: Pool) -> None:
+    with pytest.raises(VersionNotFoundError, match="no versions for data set 'digits'; train some"):
+        pool.choose(None, "digits")
+    fill(pool, "one-s0", "a" * 64)
+    fill(pool, "two-s0", "b" * 64)
+    with pytest.raises(
+        VersionNotFoundError, match=r"no versions for data set 'digits', but some for bars \(2\); train"
+    ):
+        pool.choose(None, "digits")
+    with pytest.raises(
+        VersionNotFoundError, match=r"for data set 'digits' below .*, but some for bars \(2\); train some"
+    ):
+        pool.choose(["one-s0"], "digits")

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from sklearn.calibration import calibration_curve
 
@@ -56,14 +58,39 @@ def test_accuracies_stand_where_they_are(evaluation: Evaluation) -> None:
     assert [band.x0, band.x1] == pytest.approx([measures.majority, measures.oracle])
 
 
-def test_reliability_equals_scikit_learn(evaluation: Evaluation) -> None:
-    axes = reliability_picture(evaluation, LIGHT).axes[0]
-    (line,) = [line for line in axes.get_lines() if line.get_label() == "guard"]
+def guard_line(figure: Figure) -> Line2D:
+    (line,) = [line for line in figure.axes[0].get_lines() if line.get_label() == "guard"]
+    return line
+
+
+def test_reliability_equals_scikit_learn_where_bins_are_full(random: Callable[..., Evaluation]) -> None:
+    evaluation = random(inputs=2000, versions=1)
     wrong = (evaluation.decision.labels != evaluation.truth).numpy()
-    probability = evaluation.decision.failure_probability.numpy()
+    probability = evaluation.decision.failure_probability.clamp(0, 0.79).numpy()
+    decision = replace(evaluation.decision, failure_probability=torch.from_numpy(probability))
+    assert np.histogram(probability, bins=15, range=(0, 1))[0][:12].min() >= 20
+    line = guard_line(reliability_picture(replace(evaluation, decision=decision), LIGHT))
     observed, predicted = calibration_curve(wrong, probability, n_bins=15)
     assert line.get_xdata() == pytest.approx(predicted)
     assert line.get_ydata() == pytest.approx(observed)
+
+
+def test_sparse_bins_are_joined_so_that_no_point_stands_for_a_few_answers(random: Callable[..., Evaluation]) -> None:
+    evaluation = random(inputs=500, versions=1)
+    probability = evaluation.decision.failure_probability**4  # most near 0, a few everywhere else
+    decision = replace(evaluation.decision, failure_probability=probability)
+    figure = reliability_picture(replace(evaluation, decision=decision), LIGHT)
+    sparse = np.histogram(probability.numpy(), bins=15, range=(0, 1))[0]
+    assert 0 < sparse[sparse > 0].min() < 20
+    points = len(np.asarray(guard_line(figure).get_xdata()))
+    assert 2 <= points <= 500 // 20
+    assert points < (sparse > 0).sum()
+    bars = figure.axes[0].collections[-2].get_segments()  # beneath the guard's dots
+    assert len(bars) == points
+    for (x, low), (_, high) in bars:
+        assert 0 <= low <= high <= 1
+        assert high - low < 0.5  # of 20 answers and more
+        assert x in guard_line(figure).get_xdata()
 
 
 def test_risk_at_full_coverage_is_the_error_rate(evaluation: Evaluation) -> None:

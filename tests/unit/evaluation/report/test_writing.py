@@ -198,6 +198,15 @@ def test_a_study_without_shares_says_that_it_has_no_picture(tmp_path: Path) -> N
     assert "img" not in page.elements
 
 
+def test_a_study_removes_its_old_picture_and_leaves_those_of_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    write_report(evaluation, tmp_path)
+    before = {path.name for path in (tmp_path / "pictures").iterdir()}
+    write_study(ROWS * 3, ROWS, "drawn", tmp_path)
+    assert (tmp_path / "pictures" / "rescue.png").exists()
+    write_study([{"a": 1}], [{"b": 2}], "bare", tmp_path)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == before
+
+
 def test_an_empty_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="at least one row and one summary row, got 0 and 2"):
         write_study([], ROWS, "empty", tmp_path)
@@ -209,3 +218,6 @@ def test_a_guard_that_asked_for_no_distances_has_no_chapter_on_them(evaluation: 
     assert "Boundary distances" not in page
     assert not (tmp_path / "pictures" / "densities.png").exists()
     assert "Boundary distances" in write_report(evaluation, tmp_path).read_text()
+    assert (tmp_path / "pictures" / "densities.png").exists()
+    write_report(replace(evaluation, evidence=bare), tmp_path)
+    assert not (tmp_path / "pictures" / "densities.png").exists()  # that of the page before
