@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.decisions.ensembles import SETTINGS, Ensemble
 from benchmarks.decisions.evidence import PoolEvidence
-from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, rehearsed_part, shifted_part
+from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, shifted_part
 from benchmarks.decisions.keeping import digest_of_code, ensemble_of, kept_or_made
 from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guards, fit_rules
 from deepfailguard.evaluation.failure_prediction import expected_calibration_error
 from deepfailguard.evaluation.measures import oracle
-from deepfailguard.faults.rehearsal import KINDS, Kind
+from deepfailguard.faults.rehearsal import Kind
 from deepfailguard.predictor.joint.hearing import Hearing, hear
 from deepfailguard.progress import track
 from deepfailguard.store import TensorFile
@@ -105,7 +105,7 @@ def measure_pool(
     shifts = tuple(shift for shift in RELATED if shifted_part(shift) in pool.parts)
     tasks = [_Task(pool, ensemble, ()) for ensemble in ensembles]
     tasks += [_Task(pool, ensemble, shifts) for ensemble in shifted]
-    hear_once = functools.cache(partial(_Heard.of, pool))  # only if something is to be measured
+    hear_once = functools.cache(partial(_hear, pool))  # only if something is to be measured
     outcomes: list[Outcome] = []
     for task in track(tasks, len(tasks), f"measuring ensembles of {pool.data}-{pool.seed}"):
         outcomes += _read(task, kept_or_made(folder, task.made_of(code), partial(_written, task, hear_once)))
@@ -127,28 +127,23 @@ def code_digest() -> str:
     return digest_of_code(*_CODE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """What all versions of a pool say on calibration inputs and on rehearsed ones: any ensemble's is a part of it."""
+def _hear(pool: PoolEvidence, without: frozenset[Kind]) -> Hearing:
+    """What all versions of a pool say on calibration inputs and on those changed in all ways but some.
 
-    heard: Hearing
-    kinds: tuple[Kind, ...]  # of the rehearsed inputs
-
-    @classmethod
-    def of(cls, pool: PoolEvidence) -> "_Heard":
-        everybody = range(len(pool.members))
-        heard = hear(pool.of(CALIBRATION, everybody), pool.truth(CALIBRATION), pool.rehearsed(everybody, frozenset()))
-        return cls(heard, tuple(kind for kind in KINDS for _ in pool.truth(rehearsed_part(kind))))
+    Any ensemble's is a part of it.
+    """
+    everybody = range(len(pool.members))
+    return hear(pool.of(CALIBRATION, everybody), pool.truth(CALIBRATION), pool.rehearsed(everybody, without))
 
 
-def _measure(task: _Task, heard: _Heard) -> Iterator[Outcome]:
+def _measure(task: _Task, hear_once: Callable[[frozenset[Kind]], Hearing]) -> Iterator[Outcome]:
     chosen, pool = task.ensemble.members, task.pool
     evidence, truth = pool.of(CALIBRATION, chosen), pool.truth(CALIBRATION)
     learning = _UNDER_SHIFT if task.shifts else tuple(LEARNING)
     others = fit_rules(evidence, truth, pool.searched(CALIBRATION), learning)
     without = {shift: RELATED[shift] if shift else frozenset() for shift in task.parts}
     # A guard must not have rehearsed changes of the very family that is tested.
-    guards = fit_guards(heard.heard.of_versions(chosen), heard.kinds, set(without.values()))
+    guards = fit_guards({kinds: hear_once(kinds).of_versions(chosen) for kinds in set(without.values())})
     for shift, part in task.parts.items():
         asked = pool.of(part, chosen)
         answers = {**others(asked), **guards[without[shift]](asked)}
@@ -166,8 +161,8 @@ def _outcome(task: _Task, shift: str | None, truth: Tensor, labels: Tensor, answ
     return task.outcome(shift, right, ece)
 
 
-def _written(task: _Task, hear_once: Callable[[], _Heard]) -> TensorFile:
-    outcomes = list(_measure(task, hear_once()))
+def _written(task: _Task, hear_once: Callable[[frozenset[Kind]], Hearing]) -> TensorFile:
+    outcomes = list(_measure(task, hear_once))
     tensors = {f"{each.shift or ''}/{rule}": right for each in outcomes for rule, right in each.right.items()}
     return TensorFile(tensors, {"ece": {each.shift or "": dict(each.ece) for each in outcomes}})
 

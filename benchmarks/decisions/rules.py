@@ -1,6 +1,6 @@
 """All rules side by side: each answers from the same evidence."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -145,21 +145,16 @@ def fit_guard(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) ->
     return _answering(JointPredictor().fit(evidence, truth, rehearsed))
 
 
-def fit_guards(
-    heard: Hearing, kinds: Sequence[Kind], without: Collection[frozenset[Kind]]
-) -> dict[frozenset[Kind], Answering]:
+def fit_guards(heard: Mapping[frozenset[Kind], Hearing]) -> dict[frozenset[Kind], Answering]:
     """Guards that did not rehearse some kinds, each as `fit_guard` would fit it; what all share is learned once.
 
     Args:
-        heard: of their versions, on calibration inputs and all rehearsed ones.
-        kinds: of each rehearsed input.
-        without: the kinds that one guard must not have rehearsed, for every guard.
+        heard: of the guards' versions, by the kinds that were left out of the rehearsal.
     """
     level: Freedom | None = None  # found by cross-validation on the calibration inputs alone: the same for all
     guards = {}
-    for left_out in without:
-        kept = torch.tensor([kind not in left_out for kind in kinds])
-        predictor = JointPredictor().learn(heard.rehearsing(kept), level)
+    for left_out, hearing in heard.items():
+        predictor = JointPredictor().learn(hearing, level)
         level, guards[left_out] = predictor.level_, _answering(predictor)
     return guards
 

@@ -131,7 +131,7 @@ def _tried_out(hearings: Sequence[Hearing], levels: Sequence[Freedom | None]) ->
     (The heads were heard without it, too; but what the pools learned from was said by heads that had seen it.) With
     too few inputs to try anything out, (0, N, K).
     """
-    truth, classes = hearings[0].truth, hearings[0].usual.all.shape[2]
+    truth, classes = hearings[0].truth, hearings[0].usual.plain.shape[1]
     told = torch.empty(len(truth), len(hearings), classes, dtype=torch.float64)
     if len(truth) < _LEAST:
         return told[:0]

@@ -11,7 +11,7 @@ from deepfailguard.predictor.joint.opinions import Opinions
 __all__ = ["Gate", "fit_gate", "signs"]
 
 _SMALLEST: Final = 1e-6
-_CHANGED: Final = 0.5  # changed inputs for each usual one in service: more would cost usual inputs more than it gains
+_CHANGED: Final = 1 / 3  # changed inputs for each usual one in service: more would cost usual inputs more than it gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Gate:
     offset: Tensor
 
     def __call__(self, opinions: Opinions) -> Tensor:
-        """(B,) float64 in (0, 1): the probability of a changed input, where a third of the inputs are changed ones.
+        """(B,) float64 in (0, 1): the probability of a changed input, where a quarter of the inputs are changed ones.
 
         A version that has no say counts as usual: that it is missing says nothing of the input.
         """

@@ -1,7 +1,7 @@
 """Hearing all versions on the calibration inputs, once: what every joint predictor learns from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from deepfailguard.errors import DataFormatError
 from deepfailguard.predictor.checks import check_calibration
 from deepfailguard.predictor.class_posterior import heard, logits_of
-from deepfailguard.predictor.joint.opinions import Opinions, Voice, fit_voice, listen
+from deepfailguard.predictor.joint.opinions import Opinions, Voice, fit_voice, harden, listen
 from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence, Rehearsed
 
@@ -52,11 +52,6 @@ class Hearing:
         source = (chosen.cumsum(0) - 1)[self.source[made]]
         return Hearing(self.voices, usual, truth, self.changed[made], self.changed_truth[made], source)
 
-    def rehearsing(self, kept: Tensor) -> "Hearing":
-        """What is heard if only some of the changed inputs, (R,) bool, were rehearsed."""
-        changed, truth, source = self.changed[kept], self.changed_truth[kept], self.source[kept]
-        return replace(self, changed=changed, changed_truth=truth, source=source)
-
 
 def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hearing:
     """Fit the versions' voices and hear them, on the CPU.
@@ -69,18 +64,17 @@ def hear(evidence: Evidence, truth: Tensor, rehearsed: Rehearsed | None) -> Hear
     if int(truth.max()) >= classes:
         raise DataFormatError(f"true classes go up to {int(truth.max())}, but there are logits of {classes} classes")
     fold = torch.randperm(len(truth), generator=generator(0, "joint folds")) % min(_FOLDS, max(1, len(truth) // 2))
-    fitted = [_fit_voice(evidence, column, truth, classes, fold) for column in range(evidence.versions)]
+    usual = _Heard(evidence, truth, fold)
+    changed = _Heard.changed_of(usual, rehearsed)
+    fitted = [_fit_voice(usual, changed, column, classes) for column in range(evidence.versions)]
     folds = [list(voices) for voices in zip(*(voices for _, voices in fitted), strict=True)]
-    if rehearsed is None:
-        nothing = torch.zeros(0, dtype=torch.int64)
-        rehearsed = Rehearsed(evidence[:0], nothing, nothing)
     return Hearing(
         voices=tuple(voice for voice, _ in fitted),
-        usual=_cross_listen(folds, evidence, fold, classes),
+        usual=_cross_listen(folds, usual, classes),
         truth=truth,
-        changed=_cross_listen(folds, rehearsed.evidence.cpu(), fold[rehearsed.source.cpu()], classes),
-        changed_truth=rehearsed.truth.cpu(),
-        source=rehearsed.source.cpu(),
+        changed=_cross_listen(folds, changed, classes),
+        changed_truth=changed.truth,
+        source=torch.zeros(0, dtype=torch.int64) if rehearsed is None else rehearsed.source.cpu(),
     )
 
 
@@ -95,14 +89,40 @@ def classes_of(evidence: Evidence) -> int:
     return int(logits_of(evidence).shape[2])
 
 
-def _fit_voice(evidence: Evidence, column: int, truth: Tensor, classes: int, fold: Tensor) -> tuple[Voice, list[Voice]]:
-    assert evidence.features is not None  # classes_of has seen to it
-    rows, folds = heard(evidence)[:, column].nonzero().squeeze(1), int(fold.max()) + 1
-    logits, features = logits_of(evidence)[rows, column], evidence.features[column][rows]
-    return fit_voice(logits, features, truth[rows], classes, fold[rows], folds)
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """Inputs that voices learn from, and the fold of each."""
+
+    evidence: Evidence
+    truth: Tensor
+    fold: Tensor
+
+    @classmethod
+    def changed_of(cls, usual: "_Heard", rehearsed: Rehearsed | None) -> "_Heard":
+        """The rehearsed inputs, each in the fold of the input that it was made from; none if nothing was rehearsed."""
+        if rehearsed is None:
+            return cls(usual.evidence[:0], usual.truth[:0], usual.fold[:0])
+        return cls(rehearsed.evidence.cpu(), rehearsed.truth.cpu(), usual.fold[rehearsed.source.cpu()])
+
+    def features(self, column: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a version's last layer got where it has a say; the true classes and folds there."""
+        assert self.evidence.features is not None  # classes_of has seen to it
+        rows = heard(self.evidence)[:, column]
+        return self.evidence.features[column][rows], self.truth[rows], self.fold[rows]
 
 
-def _cross_listen(folds: list[list[Voice]], evidence: Evidence, fold: Tensor, classes: int) -> Opinions:
+def _fit_voice(usual: _Heard, changed: _Heard, column: int, classes: int) -> tuple[Voice, list[Voice]]:
+    """A version's voice, and for each fold the one that was fitted on the other folds."""
+    logits = logits_of(usual.evidence)[heard(usual.evidence)[:, column], column]
+    features, truth, fold = usual.features(column)
+    voice, others = fit_voice(logits, features, truth, classes, fold, int(usual.fold.max()) + 1)
+    if not len(changed.truth):
+        return voice, others
+    both = [torch.cat(each) for each in zip(usual.features(column), changed.features(column), strict=True)]
+    return harden(voice, others, classes, *both)
+
+
+def _cross_listen(folds: list[list[Voice]], asked: _Heard, classes: int) -> Opinions:
     """Opinions on inputs by the voices that were fitted without them (or what they were made of)."""
-    rows = [(fold == number).nonzero().squeeze(1) for number in range(len(folds))]
-    return Opinions.put([(r, listen(voices, evidence[r], classes)) for r, voices in zip(rows, folds, strict=True)])
+    rows = [(asked.fold == number).nonzero().squeeze(1) for number in range(len(folds))]
+    return Opinions.put([(r, listen(v, asked.evidence[r], classes)) for r, v in zip(rows, folds, strict=True)])

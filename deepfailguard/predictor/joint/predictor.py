@@ -36,7 +36,8 @@ class JointPredictor:
        fitted on calibration inputs. Many faults spoil the first and leave the second good.
     2. A pool weighs all opinions, and corrects what they confuse as far as the calibration data can bear (`pooling`).
     3. Where *rehearsed* inputs are given (calibration inputs that the injector changed: noise, blur, less light, ...),
-       a second pool learns one weight for each opinion on them, and is averaged with the plain mean of the versions'
+       every version has a third opinion, by a head on its features that was fitted on these inputs as well. A second
+       pool learns one weight for each opinion on them, and is averaged with the plain mean of the versions'
        probabilities: it is right more often where no version was calibrated. A gate learns to tell by the evidence
        alone whether an input looks changed, and blends the two. The blend is made as sharp as calibration inputs bear
        out: mixing alone leaves it too unsure of them.
@@ -94,7 +95,7 @@ class JointPredictor:
             hearing: the opinions.
             level: freedom of the pool; chosen by cross-validation if None.
         """
-        opinions, truth = hearing.usual.all, hearing.truth
+        opinions, truth = hearing.usual.of_usual, hearing.truth
         self.voices_, self.inputs_ = list(hearing.voices), len(truth)
         self.trials_ = try_levels(opinions, truth) if level is None else []
         self.level_ = chosen_of(self.trials_) if level is None else level
@@ -105,7 +106,7 @@ class JointPredictor:
         self.robust_, self.gate_, self.sharpness_ = None, None, 1.0
         if len(hearing.source):
             some = torch.randperm(len(truth), generator=generator(0, "joint familiar"))[:_FAMILIAR]
-            changed = torch.cat([hearing.changed.all, opinions[some]])
+            changed = torch.cat([hearing.changed.of_changed, hearing.usual[some].of_changed])
             self.robust_ = fit_pool(changed, torch.cat([hearing.changed_truth, truth[some]]), _ROBUST)
             self.gate_ = fit_gate(hearing.usual, hearing.changed)
             self.sharpness_ = min(max(fit_sharpness(self._blended(hearing.usual), truth), 1.0), _SHARPEST)
@@ -131,7 +132,7 @@ class JointPredictor:
 
     def _blended(self, opinions: Opinions) -> Tensor:
         """Log-probabilities (B, K)."""
-        usual = check_fitted(self, self.familiar_).log_probability(opinions.all)
+        usual = check_fitted(self, self.familiar_).log_probability(opinions.of_usual)
         if self.robust_ is None or self.gate_ is None:
             return usual
         changed = self.gate_(opinions)[:, None]
@@ -170,4 +171,4 @@ class JointPredictor:
 
 def _careful(pool: Pool, opinions: Opinions) -> Tensor:
     """The geometric mean of a pool and of the plain mean of the versions' probabilities: its logarithm (B, K)."""
-    return ((pool.log_probability(opinions.all) + opinions.plain) / 2).log_softmax(1)
+    return ((pool.log_probability(opinions.of_changed) + opinions.plain) / 2).log_softmax(1)

@@ -1,6 +1,6 @@
 """Outcomes of the decision benchmark: measured once, kept, and never with the tested change rehearsed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -42,9 +42,9 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     def answer(asked: Evidence) -> Mapping[str, Answers]:
         return {GUARD: Answers(asked.labels[:, 0], torch.zeros(len(asked), dtype=torch.float64))}
 
-    def fit(heard: Hearing, kinds: Sequence[str], without: set[frozenset[str]]) -> object:
-        seen.extend(sorted(without, key=sorted))
-        return dict.fromkeys(without, answer)
+    def fit(heard: Mapping[frozenset[str], Hearing]) -> object:
+        seen.extend(sorted(heard, key=sorted))
+        return dict.fromkeys(heard, answer)
 
     monkeypatch.setattr(outcomes, "fit_guards", fit)
     return seen

@@ -163,12 +163,13 @@ def test_guards_fitted_together_are_those_fitted_alone() -> None:
     for number, kind in enumerate(("noise", "blur", "tilt")):
         changed, changed_truth = simulated(40, (0.6, 0.4), seed=2 + number)
         rehearsed[kind] = Rehearsed(changed, changed_truth, source)
-    heard = hear(evidence, truth, Rehearsed.concatenate(list(rehearsed.values())))
-    kinds = [kind for kind in rehearsed for _ in source]
-    guards = fit_guards(heard, kinds, [frozenset(), frozenset({"noise"}), frozenset({"blur", "tilt"})])
+    parts = {
+        without: Rehearsed.concatenate([each for kind, each in rehearsed.items() if kind not in without])
+        for without in (frozenset(), frozenset({"noise"}), frozenset({"blur", "tilt"}))
+    }
+    guards = fit_guards({without: hear(evidence, truth, part) for without, part in parts.items()})
     for without, guard in guards.items():
-        parts = [each for kind, each in rehearsed.items() if kind not in without]
-        alone = fit_guard(evidence, truth, Rehearsed.concatenate(parts))(asked)[GUARD]
+        alone = fit_guard(evidence, truth, parts[without])(asked)[GUARD]
         together = guard(asked)[GUARD]
         assert torch.equal(together.labels, alone.labels)
         torch.testing.assert_close(together.failure_probability, alone.failure_probability, rtol=0, atol=1e-6)

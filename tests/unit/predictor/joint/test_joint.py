@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from deepfailguard.predictor.class_posterior import fit_sharpness, opinion
 from deepfailguard.predictor.joint.gate import fit_gate
 from deepfailguard.predictor.joint.heads import fit_head
 from deepfailguard.predictor.joint.hearing import hear
-from deepfailguard.predictor.joint.opinions import Opinions, listen
+from deepfailguard.predictor.joint.opinions import Opinions, fit_voice, harden, listen
 from deepfailguard.predictor.joint.pooling import LEVELS, Freedom, chosen_of, fit_pool, try_levels
 from deepfailguard.predictor.joint.predictor import JointPredictor
 from deepfailguard.seeding import generator
@@ -223,12 +224,52 @@ def test_the_choice_is_told_with_its_evidence(caplog: pytest.LogCaptureFixture) 
     assert "too few inputs" in few
 
 
+def test_a_head_that_has_seen_changes_is_right_more_often_on_changed_inputs() -> None:
+    truth, later = _truth(600, "hardened"), _truth(400, "hardened later")
+    evidence = _evidence(truth, [1.0], "hardened")
+
+    def turned(inputs: Tensor, purpose: str) -> Evidence:
+        """A change that moves the features along one direction, each input's as far as it happens."""
+        usual, random = _evidence(inputs, [1.0], purpose), generator(0, "far", purpose)
+        assert usual.features is not None
+        far = 8 * torch.randn(len(inputs), 1, generator=random) * torch.tensor([1.0, -1.0, 0.5])
+        return replace(usual, features=(usual.features[0] + far,))
+
+    rows = torch.arange(600)
+    hearing = hear(evidence, truth, Rehearsed(turned(truth, "turned"), truth, rows))
+    told = listen(hearing.voices, turned(later, "turned later"), CLASSES)
+    assert _accuracy(told.hardened[:, 0], later) > _accuracy(told.second[:, 0], later) + 0.1
+    for opinions, labels in ((hearing.usual, truth), (hearing.changed, truth)):  # as on inputs that no head has seen
+        assert opinions.hardened.abs().sum() > 0
+        assert _accuracy(opinions.hardened[:, 0], labels) < 1
+    unrehearsed = hear(evidence, truth, None)
+    assert unrehearsed.usual.hardened.abs().sum() == 0
+    assert unrehearsed.voices[0].hardened is None
+    torch.testing.assert_close(hearing.usual.second, unrehearsed.usual.second)
+
+
+def test_heads_that_have_seen_changes_did_not_see_the_input_in_question() -> None:
+    truth, fold = _truth(80, "unseen"), torch.arange(80) % 4
+    evidence = _evidence(truth, [1.0], "unseen")
+    assert evidence.logits is not None
+    assert evidence.features is not None
+    features = evidence.features[0]
+    voice, others = fit_voice(evidence.logits[:, 0], features, truth, CLASSES, fold, folds=4)
+    relabelled = truth.clone()
+    relabelled[2] = (truth[2] + 1) % CLASSES
+    both = [harden(voice, others, CLASSES, features, told, fold) for told in (truth, relabelled)]
+    centres = [[each.hardened.centres for each in hardened if each.hardened] for _, hardened in both]
+    same = [torch.equal(one, other) for one, other in zip(*centres, strict=True)]
+    assert same == [False, False, True, False]
+    assert [voice.head for voice in both[0][1]] == [voice.head for voice in others]
+
+
 def test_the_gate_knows_strangers() -> None:
     def heard(strangeness: float, purpose: str) -> Opinions:
         random = generator(0, purpose)
         own = torch.randn(200, 2, CLASSES, generator=random, dtype=torch.float64)
         strange = strangeness + 0.1 * torch.randn(200, 2, generator=random, dtype=torch.float64)
-        return Opinions(own[:, 0], own, own, strange, torch.ones(200, 2, dtype=torch.bool))
+        return Opinions(own[:, 0], own, own, own, strange, torch.ones(200, 2, dtype=torch.bool))
 
     gate = fit_gate(heard(0.0, "usual"), heard(1.0, "changed"))
     assert gate(heard(0.0, "more")).mean() < 0.1
@@ -241,7 +282,7 @@ def test_a_version_without_a_say_does_not_make_an_input_look_changed() -> None:
     def heard(shift: float, has_say: Tensor) -> Opinions:
         own = torch.randn(400, 3, CLASSES, generator=random, dtype=torch.float64) * has_say[:, :, None]
         strange = (shift + 0.5 * torch.randn(400, 3, generator=random, dtype=torch.float64)) * has_say
-        return Opinions(own.mean(1), own, own, strange, has_say)
+        return Opinions(own.mean(1), own, own, own, strange, has_say)
 
     everybody = torch.ones(400, 3, dtype=torch.bool)
     gate = fit_gate(heard(1.0, everybody), heard(0.0, everybody))  # a strangeness of 0 is a sign of change here
@@ -273,7 +314,7 @@ def test_the_gate_learns_from_the_signs_that_it_sees_in_service() -> None:
         has_say = torch.rand(600, 2, generator=random) >= silent
         own = torch.randn(600, 2, CLASSES, generator=random, dtype=torch.float64) * has_say[:, :, None]
         strange = (shift + 0.5 * torch.randn(600, 2, generator=random, dtype=torch.float64)) * has_say
-        return Opinions(own.mean(1), own, own, strange, has_say)
+        return Opinions(own.mean(1), own, own, own, strange, has_say)
 
     usual, changed = heard(0.0, 0.0), heard(1.0, 0.0)
     full, gaps = fit_gate(usual, changed), fit_gate(usual, heard(1.0, 0.6))  # versions fail on changed inputs
