@@ -319,8 +319,8 @@ def test_the_gate_learns_from_the_signs_that_it_sees_in_service() -> None:
     usual, changed = heard(0.0, 0.0), heard(1.0, 0.0)
     full, gaps = fit_gate(usual, changed), fit_gate(usual, heard(1.0, 0.6))  # versions fail on changed inputs
     for gate in (full, gaps):
-        assert gate(usual).mean() < 0.25
-        assert gate(changed).mean() > 0.75
+        assert gate(usual).mean() < 0.2
+        assert gate(changed).mean() > 0.65
 
 
 def test_the_order_of_the_calibration_inputs_does_not_decide_what_is_learned_from_changes() -> None:
