@@ -32,18 +32,31 @@ def check_overrides(config: str, arguments: list[str]) -> None:
 
 def _refuse_unread(config: str, settings: list[str]) -> None:
     """Hydra takes any key with a plus before it, and advises to write one."""
-    groups = _groups(config)
-    read = {"hydra", *groups, *map(str, hydra.compose(config))} | ({"faults"} if "fault" in groups else set())
+    groups, composed = _groups(config), hydra.compose(config)
+    read = {"hydra", *groups, *map(str, composed)} | ({"faults"} if "fault" in groups else set())
     for setting in settings:
         key = _key(setting).split(".")[0]
-        if "=" not in setting or key in read:
+        if "=" not in setting or not key:
+            continue
+        if key in read:
+            _refuse_unread_inside(config, composed, setting)
             continue
         if (CONF / key).is_dir():
             takers = [path.stem for path in sorted(CONF.glob("*.yaml")) if key in _groups(path.stem)]
-            kept = f": a saved guard keeps its {key}" if "train_guard" in takers and key in _OF_A_SAVED_GUARD else ""
+            kept = (
+                f": a saved guard keeps its {key}" if config.startswith("evaluate") and key in _OF_A_SAVED_GUARD else ""
+            )
             sys.exit(f"error: {config} takes no {key}={kept}; give it to {', '.join(takers)}")
         if setting.startswith("+"):
             sys.exit(f"error: {config} has no setting {key!r} and would not read it; --help shows what there is")
+
+
+def _refuse_unread_inside(config: str, composed: DictConfig, setting: str) -> None:
+    """An added key inside of plain settings; what is built from a `_target_` refuses unknown ones by itself."""
+    key, _, inner = setting.lstrip("+~").split("=")[0].partition(".")
+    plain = key not in ("faults", "hydra") and OmegaConf.is_dict(composed.get(key)) and "_target_" not in composed[key]
+    if setting.startswith("+") and inner and plain and f"{key}.{inner}" not in _keys(composed):
+        sys.exit(f"error: {config} has no setting {key}.{inner} and would not read it; --help shows what there is")
 
 
 def _groups(config: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Folders of guards: what is in one, what must not be overwritten, and where there are any."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +37,10 @@ def check_replaceable(folder: Path) -> None:
     Hidden files do not count.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: it does, or it is no folder.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file; save the guard in a folder of its own")
     foreign = sorted(_foreign(folder)) if folder.is_dir() else []
     if foreign:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
@@ -54,7 +57,7 @@ def find_guards(root: Path) -> list[Path]:
     while waiting and seen < _MOST_FOLDERS and len(found) < _MOST_GUARDS:
         folder, depth = waiting.popleft()
         seen += 1
-        if (folder / CARD_FILE).is_file():
+        if os.path.isfile(folder / CARD_FILE):  # noqa: PTH113 (pathlib's raises where one may not look)
             found.append(folder)
         elif depth < _DEEPEST:
             waiting.extend((each, depth + 1) for each in _subfolders(folder))
@@ -82,7 +85,8 @@ def _foreign(folder: Path) -> Iterator[str]:
             yield path.name
     versions = folder / VERSIONS_FOLDER
     for path in versions.iterdir() if versions.is_dir() else ():
-        if path.suffix != ".safetensors" or not path.name.partition("-")[0].isdigit():
+        ours = path.suffix == ".safetensors" and path.name.partition("-")[0].isdigit()
+        if not ours and not path.name.startswith("."):
             yield f"{VERSIONS_FOLDER}/{path.name}"
 
 

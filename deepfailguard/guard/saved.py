@@ -248,12 +248,21 @@ def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
     kept = _verified(folder / CALIBRATION_FILE, content["calibration"])
     return SavedGuard(
         card=_card(content),
-        predictor=predictor.with_state(_verified(folder / PREDICTOR_FILE, content["learned"])),
+        predictor=_with_state(predictor, _verified(folder / PREDICTOR_FILE, content["learned"]), folder),
         decision=rebuild(content["decision"], trusted),
         distance=rebuild(content["distance"], trusted),
         calibration=calibration_of(kept),
         service=None if content["service"] is None else service_of(kept, **content["service"]),
     )
+
+
+def _with_state(predictor: FailurePredictor, learned: dict[str, Tensor], folder: Path) -> FailurePredictor:
+    try:
+        return predictor.with_state(learned)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{folder} holds what another release of {type(predictor).__name__} learned; fit the guard again"
+        ) from error
 
 
 def _verified(path: Path, expected: str) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class VersionHealth:
 
     @property
     def healthy(self) -> bool:
-        """Whether it answered every input; one in quarantine was asked nothing, and has a problem."""
+        """Whether it answered every input and nothing else was wrong; one in quarantine has a problem."""
         return self.answered == self.asked and not self.problem
 
 
@@ -82,7 +82,7 @@ class Verdict:
 
     @property
     def degraded(self) -> bool:
-        """Whether a version failed on an input that it was asked, or is in quarantine and was not asked."""
+        """Whether a version failed on an input that it was asked, or told less of it, or is in quarantine."""
         return not all(health.healthy for health in self.health)
 
     def class_name(self, label: int) -> str:

@@ -85,13 +85,15 @@ def _join(verdicts: Sequence[Verdict]) -> _Judged:
 
 
 def _problems(verdicts: Sequence[Verdict]) -> dict[str, str]:
-    """What went wrong, by version: how much was not answered and why at first."""
+    """What went wrong, by version: how much was not answered and why at first, or what else was the matter."""
     problems = {}
     for states in zip(*(verdict.health for verdict in verdicts), strict=True):
-        missing = sum(state.asked - state.answered for state in states)
+        name, missing = states[0].name, sum(state.asked - state.answered for state in states)
         if missing:
-            first = next(state.problem for state in states if not state.healthy)
-            problems[f"{states[0].name} failed"] = f"{missing} inputs without an answer; {first}"
+            first = next(state.problem for state in states if state.answered < state.asked)
+            problems[f"{name} failed"] = f"{missing} inputs without an answer; {first}"
+        elif not all(state.healthy for state in states):
+            problems[f"{name} had trouble"] = next(state.problem for state in states if not state.healthy)
     return problems
 
 

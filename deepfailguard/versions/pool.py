@@ -101,7 +101,7 @@ class Pool:
         cards = self.cards(dataset)
         if not cards:
             raise VersionNotFoundError(
-                f"the pool {self.folder} has no versions for data set {dataset!r}{self._others()}; "
+                f"the pool {self.folder} has no versions for data set {dataset!r}{self._others(dataset)}; "
                 "train some with scripts/train_model.py"
             )
         return cards
@@ -125,12 +125,13 @@ class Pool:
         close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4) or known[:5]
         hint = f"; did you mean {', '.join(close)}?"
         if not close:
-            hint = f"{self._others()}; train some first with scripts/train_model.py"
+            hint = f"{self._others(dataset)}; train some first with scripts/train_model.py"
         raise VersionNotFoundError(f"no version {name!r} for data set {dataset!r} below {self.folder}{hint}")
 
-    def _others(self) -> str:
-        """What versions there are, by data set."""
+    def _others(self, dataset: str) -> str:
+        """What versions there are for other data sets."""
         there = Counter(path.parents[1].name for path in sorted(self.folder.glob(f"*/*/{_CARD}")))
+        del there[dataset]  # those that could not be read
         told = ", ".join(f"{name} ({count})" for name, count in there.items())
         return f", but some for {told}" if told else ""
 

@@ -117,6 +117,8 @@ def test_mistakes_get_one_clear_error(tmp_path: Path, arguments: list[str], mess
         ),
         ("train_guard", ["launcher.workers=2"], "train_guard takes no launcher=; give it to cache_distances"),
         ("cache_distances", ["launcher.workers=2"], "goes with launcher=processes or launcher=ray: give that, too"),
+        ("cache_distances", ["predictor=kde"], "cache_distances takes no predictor=; give it to"),
+        ("evaluate_live", ["+limit.tset=5"], "evaluate_live has no setting limit.tset and would not read it"),
         ("train_model", ["-m", "+epochs=3"], "train_model has no setting 'epochs' and would not read it"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -116,9 +116,10 @@ def _fit_voice(usual: _Heard, changed: _Heard, column: int, classes: int) -> tup
     logits = logits_of(usual.evidence)[heard(usual.evidence)[:, column], column]
     features, truth, fold = usual.features(column)
     voice, others = fit_voice(logits, features, truth, classes, fold, int(usual.fold.max()) + 1)
-    if not len(changed.truth):
+    seen = changed.features(column)
+    if not len(seen[0]) or seen[0].shape[1] != features.shape[1]:  # it failed on all that were rehearsed
         return voice, others
-    both = [torch.cat(each) for each in zip(usual.features(column), changed.features(column), strict=True)]
+    both = [torch.cat(each) for each in zip((features, truth, fold), seen, strict=True)]
     return harden(voice, others, classes, *both)
 
 

@@ -132,7 +132,7 @@ def fit_pool(
     home = _home(count, classes, opinions)
     if not math.isfinite(freedom.weight):
         return replace(home, weight=home.weight * fit_sharpness(opinions[:, 0], truth))
-    correcting = math.isfinite(freedom.correction) and count * classes * classes <= _MOST_CORRECTIONS
+    correcting = math.isfinite(freedom.correction) and _correctable(opinions)
     none = opinions.new_zeros(count * classes if correcting else 0, classes)
     home, start = replace(home, correction=none), start or home
     if len(start.correction) != len(none):
@@ -158,6 +158,8 @@ def try_levels(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LEVE
     starts: list[Pool | None] = [None] * _FOLDS
     trials, least, hopeless = list[Trial](), torch.full((len(truth),), torch.nan, dtype=torch.float64), 0
     for level in levels:
+        if math.isfinite(level.correction) and not _correctable(opinions):
+            break
         loss = torch.zeros_like(least)
         for number in range(_FOLDS):
             held = fold == number
@@ -176,6 +178,11 @@ def try_levels(opinions: Tensor, truth: Tensor, levels: Sequence[Freedom] = LEVE
 def chosen_of(trials: Sequence[Trial]) -> Freedom:
     """The level that was taken last."""
     return [trial.level for trial in trials if trial.taken][-1]
+
+
+def _correctable(opinions: Tensor) -> bool:
+    _, count, classes = opinions.shape
+    return count * classes * classes <= _MOST_CORRECTIONS
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Where guards are, and what saving one must not touch."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,33 @@ def test_a_folder_with_foreign_files_is_refused_and_left_as_it_was(
     assert _content(tmp_path) == before
 
 
+def test_a_file_is_no_folder_of_a_guard(guard: GuardedPredictor, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("years of work")
+    with pytest.raises(ConfigurationError, match="mine is a file; save the guard in a folder of its own"):
+        guard.save(tmp_path / "mine")
+
+
+def test_folders_that_one_may_not_enter_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("private", "public"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "guard.json").write_text("{}")
+    stat, listed = os.stat, Path.iterdir
+
+    def refusing(path: object, *others: object, **settings: object) -> os.stat_result:
+        if "private/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *others, **settings)  # type: ignore[arg-type]
+
+    def closed(folder: Path) -> object:
+        if folder.name == "private":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "stat", refusing)  # the tests may run as somebody who may enter everywhere
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert find_guards(tmp_path) == [tmp_path / "public"]
+
+
 def test_many_foreign_files_are_counted(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"")
@@ -54,6 +82,7 @@ def test_a_guard_and_what_a_killed_save_left_of_one_are_replaced(guard: GuardedP
     (tmp_path / "guard.json").unlink()  # the first thing that replacing removes
     (tmp_path / ".new.x1").mkdir()
     (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "versions" / ".DS_Store").write_bytes(b"")
     for _ in range(2):
         guard.save(tmp_path)
         models = [template_model(5), template_model(6)]

@@ -89,6 +89,33 @@ def test_it_comes_back_from_disk_as_it_was(guard: GuardedPredictor, tmp_path: Pa
     assert torch.equal(one.weights, other.weights)
 
 
+def test_what_another_release_learned_is_told_as_that(guard: GuardedPredictor, tmp_path: Path) -> None:
+    def without_heads(predictor: JointPredictor) -> dict[str, Tensor]:
+        return {name: each for name, each in learned(predictor).items() if "hardened" not in name}
+
+    learned = JointPredictor.state
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(JointPredictor, "state", without_heads)
+        guard.save(tmp_path)
+    with pytest.raises(ConfigurationError, match="another release of JointPredictor learned; fit the guard again"):
+        GuardedPredictor.load(tmp_path, [template_model(0), template_model(1), Scrambled()])
+
+
+def test_a_version_that_fails_on_all_changed_inputs_is_guarded_all_the_same() -> None:
+    fussy = Scrambled()
+    usual = fussy.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if len(x) not in (1, len(CALIBRATION), len(TEST)):
+            raise RuntimeError("a batch of another size")
+        return usual(x)
+
+    fussy.forward = forward  # type: ignore[method-assign]
+    models = {"good": template_model(0, 0.1), "fussy": fussy}
+    guard = GuardedPredictor.fit(models, CALIBRATION, predictor=JointPredictor(rehearse=FEW))
+    assert _accuracy(guard(TEST.images).labels) > 0.9
+
+
 def test_it_is_less_sure_of_inputs_that_are_none(guard: GuardedPredictor) -> None:
     nothing = torch.rand(TEST.images.shape, generator=torch.Generator().manual_seed(0))
     assert guard(nothing).failure_probability.mean() > 2 * guard(TEST.images).failure_probability.mean()

@@ -182,6 +182,11 @@ def test_what_the_pool_has_instead_is_told(pool: Pool) -> None:
         VersionNotFoundError, match=r"no versions for data set 'digits', but some for bars \(2\); train"
     ):
         pool.choose(None, "digits")
+    damaged = pool.folder / "digits" / "three-s0@cc" / "card.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    with pytest.raises(VersionNotFoundError, match=r"for data set 'digits', but some for bars \(2\); train"):
+        pool.choose(None, "digits")
     with pytest.raises(
         VersionNotFoundError, match=r"for data set 'digits' below .*, but some for bars \(2\); train some"
     ):

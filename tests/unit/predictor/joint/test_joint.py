@@ -264,6 +264,40 @@ def test_heads_that_have_seen_changes_did_not_see_the_input_in_question() -> Non
     assert [voice.head for voice in both[0][1]] == [voice.head for voice in others]
 
 
+def test_changed_inputs_are_heard_by_heads_that_did_not_see_what_they_were_made_of() -> None:
+    truth = _truth(80, "sources")
+    evidence, rows = _evidence(truth, [1.0], "sources"), torch.arange(80)
+    blurred = 6 * torch.randn(80, 3, generator=generator(0, "blurred"))  # nobody is so sure that it would be cut off
+    evidence = replace(evidence, features=(blurred,))
+    relabelled = truth.clone()
+    relabelled[5] = (truth[5] + 1) % CLASSES
+    one, other = (hear(evidence, told, Rehearsed(evidence, told, rows)) for told in (truth, relabelled))
+    for part in ("usual", "changed"):
+        said = [getattr(each, part).hardened[:, 0] for each in (one, other)]
+        # The same but for the sharpness, which is that of all inputs together.
+        alike = torch.cosine_similarity(said[0], said[1], dim=1)
+        assert alike[5] > 1 - 1e-9
+        assert (alike < 1 - 1e-6).sum() >= 40  # those of the other folds
+
+
+def test_a_version_that_failed_on_all_that_was_rehearsed_is_heard_without() -> None:
+    truth = _truth(60, "failed")
+    evidence, changed = _evidence(truth, [2.0, 2.0], "failed"), _evidence(truth, [1.0, 1.0], "failed changes")
+    assert changed.features is not None
+    silent = replace(changed, labels=changed.labels.clone(), features=(changed.features[0], torch.zeros(60, 0)))
+    silent.labels[:, 1] = -1
+    predictor = JointPredictor().fit(evidence, truth, Rehearsed(silent, truth, torch.arange(60)))
+    assert [voice.hardened is None for voice in predictor.voices_] == [False, True]
+    assert _accuracy(predictor.class_probability(evidence), truth) > 0.8
+
+
+def test_corrections_that_many_classes_do_not_allow_are_not_told() -> None:
+    opinions = torch.randn(30, 7, 200, generator=generator(0, "many"), dtype=torch.float64)
+    trials = try_levels(opinions, torch.arange(30))
+    assert trials
+    assert not any(math.isfinite(trial.level.correction) for trial in trials)
+
+
 def test_the_gate_knows_strangers() -> None:
     def heard(strangeness: float, purpose: str) -> Opinions:
         random = generator(0, purpose)
