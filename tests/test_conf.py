@@ -7,9 +7,11 @@ from typing import Any, get_args
 
 import hydra
 import pytest
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from deepfailguard.faults.numbers import fault_number_names
+from deepfailguard.identity import describe, rebuild
 from deepfailguard.training.losses import LOSSES
 from deepfailguard.versions.spec import Loss
 
@@ -75,6 +77,12 @@ def test_every_choice_composes_and_binds(group: str, choice: str) -> None:
     assert targets
     for node in targets:
         check_binding(node)
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "predictor"])
+def test_a_guard_with_this_predictor_can_be_saved(choice: str) -> None:
+    predictor = instantiate(compose(HOME["predictor"], f"predictor={choice}").predictor)
+    assert describe(rebuild(describe(predictor), ("deepfailguard",))) == describe(predictor)
 
 
 def test_every_paper_number_has_a_fault() -> None:

@@ -22,7 +22,9 @@ def checked_images(images: Tensor, card: GuardCard) -> Tensor:
     if not isinstance(images, Tensor):
         raise DataFormatError(f"expected a torch tensor of images, got a {type(images).__name__}; torch.as_tensor it")
     if images.ndim != 4:
-        raise DataFormatError(f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add the batch dimension")
+        without_channel = images.shape != card.input_shape and images.shape[1:] == card.input_shape[1:]
+        missing = "the channel dimension" if without_channel else "the batch dimension"
+        raise DataFormatError(f"expected images (B, C, H, W), got shape {tuple(images.shape)}; add {missing}")
     if tuple(images.shape[1:]) != card.input_shape:
         raise DataFormatError(
             f"expected images of shape {card.input_shape} as in calibration, got {tuple(images.shape[1:])}"

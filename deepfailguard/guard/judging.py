@@ -12,7 +12,7 @@ from deepfailguard.decision.base import Rule
 from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.decision.rules import highest_posterior
 from deepfailguard.errors import ConfigurationError
-from deepfailguard.identity import describe
+from deepfailguard.identity import TARGET, describe
 from deepfailguard.predictor.base import ClassPredictor, FailurePredictor
 from deepfailguard.predictor.class_posterior import failure_of
 from deepfailguard.types import Decision, Evidence
@@ -123,6 +123,6 @@ def check_together(predictor: FailurePredictor, decision: Rule) -> None:
     """
     if uses_classes(decision) and not isinstance(predictor, ClassPredictor):
         raise ConfigurationError(
-            f"the decision {describe(decision)} needs class probabilities, which {type(predictor).__name__} does not "
-            "tell; use JointPredictor (predictor=joint), or another decision such as highest_posterior"
+            f"the decision {describe(decision)[TARGET]} needs class probabilities, which {type(predictor).__name__} "
+            "does not tell; use JointPredictor (predictor=joint), or another decision such as highest_posterior"
         )

@@ -119,7 +119,8 @@ class Verdict:
             if self.abstained[position]
             else (f"Input {position}: the answer is")
         )
-        return f"{start} {answer}. {agree} of {asked} versions gave it{others}."
+        why = "" if agree else "; what they show together, sure or not, speaks for it all the same"
+        return f"{start} {answer}. {agree} of {asked} versions gave it{others}{why}."
 
     def _state(self, position: int, version: int) -> _State:
         """How a version stands to a judged input.

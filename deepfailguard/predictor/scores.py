@@ -76,6 +76,8 @@ class ScoresPredictor:
         calibration: Calibration = "none",
         penalty: float = 1.0,
     ) -> None:
+        if isinstance(evidence, str):
+            raise ConfigurationError(f"evidence must be several scores, got {evidence!r}; put it in a list")
         if not evidence or len(set(evidence)) != len(evidence) or not set(evidence) <= set(SCORES):
             raise ConfigurationError(
                 f"evidence must be some of {', '.join(SCORES)}, each once, got {', '.join(evidence) or 'nothing'}"
@@ -85,7 +87,7 @@ class ScoresPredictor:
                 raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
         if not 0 < penalty < float("inf"):
             raise ConfigurationError(f"penalty must be > 0 and finite, got {penalty}")
-        self.evidence = evidence
+        self.evidence: tuple[Score, ...] = tuple(evidence)  # hydra hands over lists of its own kind
         self.model: Regression = model
         self.calibration: Calibration = calibration
         self.penalty = penalty

@@ -384,6 +384,11 @@ def test_a_list_of_models_is_named_after_their_classes() -> None:
         GuardedPredictor.fit([], bars(40, seed=3))
 
 
+def test_images_without_channel_dimension_are_refused(guard: GuardedPredictor) -> None:
+    with pytest.raises(DataFormatError, match="add the channel dimension"):
+        guard(torch.zeros(5, 8, 8))
+
+
 def test_one_image_without_batch_dimension_is_refused(guard: GuardedPredictor) -> None:
     with pytest.raises(DataFormatError, match="add the batch dimension"):
         guard(TEST.images[0])
