@@ -37,18 +37,19 @@ def _refuse_unread(config: str, settings: list[str]) -> None:
     for setting in settings:
         key = _key(setting).split(".")[0]
         if "=" not in setting or not key:
-            continue
+            continue  # hydra tells what is wrong with it
         if key in read:
             _refuse_unread_inside(config, composed, setting)
-            continue
-        if (CONF / key).is_dir():
+        elif (CONF / key).is_dir():
             takers = [path.stem for path in sorted(CONF.glob("*.yaml")) if key in _groups(path.stem)]
-            kept = (
-                f": a saved guard keeps its {key}" if config.startswith("evaluate") and key in _OF_A_SAVED_GUARD else ""
-            )
-            sys.exit(f"error: {config} takes no {key}={kept}; give it to {', '.join(takers)}")
-        if setting.startswith("+"):
+            sys.exit(f"error: {config} takes no {key}={_kept(config, key)}; give it to {', '.join(takers)}")
+        elif setting.startswith("+"):
             sys.exit(f"error: {config} has no setting {key!r} and would not read it; --help shows what there is")
+
+
+def _kept(config: str, group: str) -> str:
+    """Why a script that loads a guard takes no choice of its parts."""
+    return f": a saved guard keeps its {group}" if config.startswith("evaluate") and group in _OF_A_SAVED_GUARD else ""
 
 
 def _refuse_unread_inside(config: str, composed: DictConfig, setting: str) -> None:

@@ -61,7 +61,7 @@ def saved_guard(cfg: DictConfig, dataset: str) -> Path:
     if (folder / CARD_FILE).is_file():
         return folder
     there = find_guards(outputs)
-    told = [f"\n  {each}" + _named(each) * (each.parent.name == dataset) for each in there]
+    told = [f"\n  {each}" + (_named(each) if each.parent.name == dataset else "") for each in there]
     raise FileNotFoundError(
         f"{folder} holds no guard; below {outputs} there {'are' if there else 'is none'}{''.join(told)}\n"
         f"make one with: python scripts/train_guard.py name={cfg.name}"

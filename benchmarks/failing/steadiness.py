@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from benchmarks.decisions.evidence import PoolEvidence
@@ -26,7 +25,6 @@ __all__ = ["SCORES_STEADY", "STABILITY", "Steadiness", "judge_stability"]
 STABILITY: Final = "stability"
 SCORES_STEADY: Final = "scores predictor with stability, alone"
 
-_BATCH: Final = 250
 _CODE: Final = ("deepfailguard/versions/stability.py",)
 
 
@@ -54,9 +52,7 @@ class Steadiness:
 
     def _made(self, number: int, images: Tensor, labels: Tensor) -> TensorFile:
         version = self.load(number)
-        pieces = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
-        parts = [stability(version.model, *piece, version.bounds) for piece in pieces]
-        return TensorFile({STABILITY: torch.cat(parts)}, {})
+        return TensorFile({STABILITY: stability(version.model, images, labels, version.bounds)}, {})
 
 
 def judge_stability(judged: Sequence[Judged], steadiness: Steadiness) -> list[Judged]:

@@ -151,9 +151,8 @@ def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, 
 
 def _steadiness(version: Version, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, str]:
     """Stability (B,), and what went wrong: an answer that came must not be lost for what comes after it."""
-    pairs = zip(images.split(size), labels.split(size), strict=True)
     try:
-        return torch.cat([stability(version.model, *pair, version.bounds) for pair in pairs]), ""
+        return stability(version.model, images, labels, version.bounds, size), ""
     except Exception as error:  # a part of the same isolation
         return _unknown(labels), f"its stability is not known: {type(error).__name__}: {error}"
 

@@ -15,10 +15,11 @@ __all__ = ["CHANGES", "stability"]
 
 _WHOLE_PIXEL: Final = 32  # pixels of a side from which on images are changed by a whole pixel, smaller ones by less
 _LIGHT: Final = 0.1
+_BATCH: Final = 256
 
 
 @torch.no_grad()
-def stability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds) -> Tensor:
+def stability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds, batch: int = _BATCH) -> Tensor:
     """The mean probability of an answer over the copies of its image by `CHANGES`: (B,) float32 in [0, 1] on the CPU.
 
     It is 0 where there is no answer. A copy for which a logit is not finite counts as probability 0. It costs one
@@ -29,6 +30,7 @@ def stability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds) 
         images: (B, C, H, W) on any device, finite and in the bounds; B may be 0.
         labels: (B,) int64 in [-1, K), the model's answers to the unchanged images; -1 for none.
         bounds: which the copies keep.
+        batch: so many images go through the model at once.
 
     Raises:
         WrongOutputError: the model returned something else than logits.
@@ -41,6 +43,11 @@ def stability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds) 
     """
     if len(images) == 0:
         return torch.zeros(0)
+    pieces = zip(images.split(batch), labels.split(batch), strict=True)
+    return torch.cat([_mean_probability(model, *piece, bounds) for piece in pieces])
+
+
+def _mean_probability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds) -> Tensor:
     given = images.to(device_of(model))
     copies = [_probability(run(model, change(given, bounds)), labels) for change in CHANGES.values()]
     return torch.stack(copies).mean(0).float()

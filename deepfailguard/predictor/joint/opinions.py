@@ -16,7 +16,7 @@ from deepfailguard.types import Evidence
 __all__ = ["Opinions", "Voice", "fit_voice", "harden", "listen"]
 
 _TINY: Final = torch.finfo(torch.float64).tiny
-_HARDENED: Final = 0.4  # shrinkage of heads that see changed inputs too: which it is matters little
+_HARDENED: Final = 0.4  # shrinkage of heads that see changed inputs too; all that was measured was measured with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,9 +100,11 @@ class JointPredictor:
         self.trials_ = try_levels(opinions, truth) if level is None else []
         self.level_ = chosen_of(self.trials_) if level is None else level
         if self.trials_:
-            tried = ", ".join(map(str, self.trials_))
-            told = "pool of opinions: %s. Log loss in cross-validation, better if by over a standard error: %s"
-            logger.info(told, self.level_, tried)
+            logger.info(
+                "pool of opinions: %s. Log loss in cross-validation, better if by over a standard error: %s",
+                self.level_,
+                ", ".join(map(str, self.trials_)),
+            )
         self.familiar_ = fit_pool(opinions, truth, self.level_)
         self.robust_, self.gate_, self.sharpness_ = None, None, 1.0
         if len(hearing.source):
