@@ -11,12 +11,14 @@
     │   ├── VersionNotFoundError (LookupError)      no such version in the pool
     │   ├── AmbiguousVersionError (LookupError)     several versions bear the name
     │   ├── TrainingDivergedError (ArithmeticError) the loss is no longer finite
-    │   └── WrongOutputError (ValueError)           not finite logits of shape (B, classes)
+    │   ├── WrongOutputError (ValueError)           not finite logits of shape (B, classes)
+    │   └── VersionLostError (ConnectionError)      what runs a version died
     ├── FaultError
     │   ├── EmptyReceiptError (ValueError)          a fault that changed nothing
     │   └── FaultNotApplicableError (ValueError)    a fault that does not fit its target
     ├── StoreError
-    │   └── CorruptFileError (ValueError)           a checksum that does not match
+    │   ├── CorruptFileError (ValueError)           a checksum that does not match
+    │   └── SignatureError (ValueError)             a signature that is missing or not the expected one
     └── CacheMissError (LookupError)           evidence that was never computed
 
 Each says what was expected, what came and what to do. Leaves also inherit the builtin that they
@@ -36,10 +38,12 @@ __all__ = [
     "FaultError",
     "FaultNotApplicableError",
     "NotFittedError",
+    "SignatureError",
     "SplitOverlapError",
     "StoreError",
     "TrainingDivergedError",
     "VersionError",
+    "VersionLostError",
     "VersionNotFoundError",
     "WrongOutputError",
 ]
@@ -93,6 +97,10 @@ class WrongOutputError(VersionError, ValueError):
     """A version did not return finite logits of shape (B, classes)."""
 
 
+class VersionLostError(VersionError, ConnectionError):
+    """The process (or the machine) that runs a version died."""
+
+
 class FaultError(DeepfailguardError):
     """Something is wrong with a fault."""
 
@@ -111,6 +119,10 @@ class StoreError(DeepfailguardError):
 
 class CorruptFileError(StoreError, ValueError):
     """A file's content does not match its checksum."""
+
+
+class SignatureError(StoreError, ValueError):
+    """Files are not signed, or not by whom they should be."""
 
 
 class CacheMissError(DeepfailguardError, LookupError):

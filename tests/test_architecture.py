@@ -19,7 +19,7 @@ RANKS = {
     **dict.fromkeys(("data", "versions"), 2),
     **dict.fromkeys(("faults", "training", "boundary", "predictor", "decision"), 3),
     **dict.fromkeys(("monitor", "diagnosis", "recovery", "campaign", "guard", "evaluation"), 4),
-    "pipeline": 5.0,
+    **dict.fromkeys(("pipeline", "runtime"), 5),
     **dict.fromkeys(("serving", "cli"), 6),
 }
 LARGEST_FILE = 400

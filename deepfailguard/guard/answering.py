@@ -10,7 +10,7 @@ from deepfailguard.guard.saved import GuardCard, SavedGuard
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.types import NO_ANSWER
 
-__all__ = ["answerable", "checked_images", "verdict_of"]
+__all__ = ["answerable", "checked_images", "problems_of", "verdict_of"]
 
 
 def checked_images(images: Tensor, card: GuardCard) -> Tensor:
@@ -64,8 +64,6 @@ def verdict_of(saved: SavedGuard, answers: list[Answers], good: Tensor, batch: i
         softmax = torch.stack([answer.probabilities for answer in answers], dim=1)
         probabilities = (softmax * decision.weights[:, :, None].to(softmax.dtype)).sum(1)
     probabilities = torch.where(decision.labels[:, None] == NO_ANSWER, 0.0, probabilities)
-    positions = set(good.tolist())
-    problem = f"it has values that are NaN or outside [{saved.card.bounds.low}, {saved.card.bounds.high}]"
     return Verdict(
         labels=_spread(decision.labels, good, batch, NO_ANSWER),
         failure_probability=_spread(decision.failure_probability, good, batch, 1.0),
@@ -77,10 +75,17 @@ def verdict_of(saved: SavedGuard, answers: list[Answers], good: Tensor, batch: i
         distance=_spread(evidence.distance, good, batch, 0.0),
         found=_spread(evidence.found, good, batch, False),
         health=tuple(answer.health for answer in answers),
-        problems={i: problem for i in range(batch) if i not in positions},
+        problems=problems_of(saved.card, good, batch),
         classes=saved.card.classes,
         measured=saved.distance is not None,
     )
+
+
+def problems_of(card: GuardCard, good: Tensor, batch: int) -> dict[int, str]:
+    """What is wrong with the inputs of a batch that are not good, by position."""
+    positions = set(good.tolist())
+    problem = f"it has values that are NaN or outside [{card.bounds.low}, {card.bounds.high}]"
+    return {i: problem for i in range(batch) if i not in positions}
 
 
 def _spread(values: Tensor, positions: Tensor, batch: int, otherwise: float) -> Tensor:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from deepfailguard.boundary.base import DistanceEstimator
-from deepfailguard.guard.verdict import VersionHealth
+from deepfailguard.errors import WrongOutputError
+from deepfailguard.guard.verdict import FaultKind, VersionHealth
 from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
 from deepfailguard.versions.stability import stability
 from deepfailguard.versions.tapping import tapped
 from deepfailguard.versions.version import Version, check_logits, device_of, run
 
-__all__ = ["Answers", "ask", "evidence_of", "piece_size"]
+__all__ = ["Answers", "ask", "evidence_of", "no_answers", "piece_size"]
 
 _PIECE = 256
 _SAME_LOGIT = 1e-3
@@ -57,8 +58,9 @@ class Answers:
 
 def _health(parts: Sequence[VersionHealth]) -> VersionHealth:
     problem = next((part.problem for part in parts if part.problem), "")
+    fault = next((part.fault for part in parts if part.fault), None)
     answered, asked = sum(part.answered for part in parts), sum(part.asked for part in parts)
-    return VersionHealth(parts[0].name, answered, asked, problem)
+    return VersionHealth(parts[0].name, answered, asked, problem, fault)
 
 
 def _joined(features: Sequence[Tensor]) -> Tensor:
@@ -92,9 +94,10 @@ def ask(
 ) -> Answers:
     """Ask one version for answers to images (B, C, H, W) that are known to be finite and in the bounds.
 
-    An exception or an output of the wrong shape loses this version's answers, output that is not finite
-    loses the answer to that input. Who fails when asked about changed copies has answered; only the stability is
-    not known then. Each is told in the health and nothing is raised.
+    Output of the wrong shape loses this version's answers, output that is not finite loses the answer to that
+    input. An exception loses the answers to the inputs that raise it, as far as it can be told which these are. Who
+    fails when asked about changed copies has answered; only the stability is not known then. Each is told in the
+    health and nothing is raised.
 
     Args:
         version: whom to ask.
@@ -102,11 +105,41 @@ def ask(
         images: (B, C, H, W), B may be 0.
         needs: what somebody needs; distances are told by the estimator, whatever is said here.
     """
+    answers = _attempt(version, estimator, images, needs)
+    if len(images) < 2 or answers.health.fault != "exception":
+        return answers
+    return _searched(version, estimator, images, needs, answers)
+
+
+def _searched(
+    version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need], failed: Answers
+) -> Answers:
+    """Answers to the inputs that do not raise what the batch raised: one bad input must not fail the others.
+
+    Half of the inputs are left out until the others are answered. Where both halves raise, it is the version.
+    """
+    halves = [_attempt(version, estimator, half, needs) for half in images.tensor_split(2)]
+    sound = [half.health.fault != "exception" for half in halves]
+    if not any(sound):
+        return failed
+    if not all(sound):
+        bad = sound.index(False)
+        if halves[bad].health.asked > 1:
+            halves[bad] = _searched(version, estimator, images.tensor_split(2)[bad], needs, halves[bad])
+    return Answers.concatenate(halves)
+
+
+def _attempt(version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need]) -> Answers:
     try:
         return _ask(version, estimator, images, needs)
+    except WrongOutputError as error:
+        return no_answers(
+            version.name, version.classes, len(images), f"{type(error).__name__}: {error}", "wrong output"
+        )
     except Exception as error:  # whatever anybody's model raises: this is the isolation
         hint = "; a smaller batch_size of the distance needs less" if isinstance(error, torch.OutOfMemoryError) else ""
-        return _no_answers(version, len(images), f"{type(error).__name__}: {error}{hint}")
+        told = f"{type(error).__name__}: {error}{hint}"
+        return no_answers(version.name, version.classes, len(images), told, "exception")
 
 
 def piece_size(estimator: DistanceEstimator | None) -> int:
@@ -128,7 +161,7 @@ def _forward(version: Version, images: Tensor, features: bool) -> tuple[Tensor, 
 
 def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, needs: frozenset[Need]) -> Answers:
     if len(images) == 0:
-        return _no_answers(version, 0, "")
+        return no_answers(version.name, version.classes, 0, "", None)
     size = piece_size(estimator)
     parts = [_forward(version, piece, "features" in needs) for piece in images.split(size)]
     logits, seen = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -145,7 +178,8 @@ def _ask(version: Version, estimator: DistanceEstimator | None, images: Tensor, 
     problem = f"logits of {bad} of {len(images)} inputs are NaN or infinite" if bad else ""
     steady, trouble = _steadiness(version, images, labels, size) if "stability" in needs else (None, "")
     problem = "; ".join(filter(None, (problem, trouble)))
-    health = VersionHealth(version.name, int((labels != NO_ANSWER).sum()), len(images), problem)
+    fault: FaultKind | None = "not finite" if bad else None
+    health = VersionHealth(version.name, int((labels != NO_ANSWER).sum()), len(images), problem, fault)
     return Answers(logits, seen, Distances(labels, distances.size, distances.found & sound), health, steady)
 
 
@@ -172,9 +206,10 @@ def _check_labels(logits: Tensor, labels: Tensor, sound: Tensor) -> None:
         )
 
 
-def _no_answers(version: Version, asked: int, problem: str) -> Answers:
+def no_answers(name: str, classes: int, asked: int, problem: str, fault: FaultKind | None) -> Answers:
+    """Of a version that failed on all B inputs that it was asked."""
     nothing = torch.zeros(asked)
     labels = torch.full((asked,), NO_ANSWER)
-    logits = torch.zeros(asked, version.classes, dtype=torch.float64)
-    health = VersionHealth(version.name, 0, asked, problem)
+    logits = torch.zeros(asked, classes, dtype=torch.float64)
+    health = VersionHealth(name, 0, asked, problem, fault)
     return Answers(logits, torch.zeros(asked, 0), Distances(labels, nothing, nothing.bool()), health, nothing)

@@ -1,14 +1,22 @@
-"""What a guard learned from, as named tensors and back."""
+"""What a guard learned from, and its canary, as named tensors and back."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from deepfailguard.guard.calibration import Basis, Calibration, Service
+from deepfailguard.guard.canary import Canary
 from deepfailguard.predictor.states import below, under
 from deepfailguard.types import Evidence, Rehearsed
 
-__all__ = ["calibration_of", "calibration_tensors", "service_of", "service_tensors"]
+__all__ = [
+    "calibration_of",
+    "calibration_tensors",
+    "canary_of",
+    "canary_tensors",
+    "service_of",
+    "service_tensors",
+]
 
 
 def calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
@@ -38,6 +46,16 @@ def service_of(tensors: dict[str, Tensor], fingerprints: Sequence[str], basis: B
     """Take back what `service_tensors` returned."""
     found = below("service", tensors)
     return Service(_evidence(found), found["truth"], found["images"], tuple(fingerprints), basis)
+
+
+def canary_tensors(canary: Canary) -> dict[str, Tensor]:
+    """Everything."""
+    return {"images": canary.images, "logits": canary.logits}
+
+
+def canary_of(tensors: dict[str, Tensor]) -> Canary:
+    """Take back what `canary_tensors` returned."""
+    return Canary(tensors["images"], tensors["logits"])
 
 
 def _tensors(evidence: Evidence, **others: Tensor) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from deepfailguard.guard.calibrating import (
     make_card,
 )
 from deepfailguard.guard.calibration import learned
+from deepfailguard.guard.canary import check_canary, take_canary
 from deepfailguard.guard.classifier import Classifier
 from deepfailguard.guard.enrolling import Models, enrol
 from deepfailguard.guard.judging import check_together, rule_for
@@ -32,7 +33,7 @@ from deepfailguard.guard.loading import load_versions
 from deepfailguard.guard.promises import GuardedSets, bounded_decision, kept_apart, promised_sets
 from deepfailguard.guard.saved import SavedGuard, load_guard, save_guard
 from deepfailguard.guard.turns import ask_versions
-from deepfailguard.guard.updating import Update, checked_labelled, retaken, service_evidence, updated
+from deepfailguard.guard.updating import Update, checked_labelled, retaken, service_evidence, updated, with_canary
 from deepfailguard.guard.verdict import Verdict
 from deepfailguard.predictor.base import FailurePredictor
 from deepfailguard.predictor.joint.predictor import JointPredictor
@@ -127,7 +128,9 @@ class GuardedPredictor(nn.Module):
         estimators = [estimator_for(version, distance, cache) for version in enrolled]
         heard = calibrate(enrolled, estimators, data, predictor, bounds)
         card = make_card(enrolled, names, bounds, data, heard)
-        return cls(enrolled, SavedGuard(card, learned(predictor, heard), decision, distance, heard), cache)
+        canary = take_canary(enrolled, data.images, data.labels)
+        saved = SavedGuard(card, learned(predictor, heard), decision, distance, heard, canary=canary)
+        return cls(enrolled, saved, cache)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Verdict:
@@ -230,6 +233,7 @@ class GuardedPredictor(nn.Module):
             estimators = [estimator_for(version, now.distance, self.cache) for version in versions]
             with self._one_at_a_time:
                 evidence = service_evidence(versions, estimators, data.images, self.saved)
+                now = with_canary(now, versions, self.saved)
             saved, update = updated(self.saved, now, evidence, data)
             with self._one_at_a_time:
                 if saved.card.fingerprints != self.saved.card.fingerprints:
@@ -284,8 +288,9 @@ class GuardedPredictor(nn.Module):
         device: torch.device | str = "cpu",
         cache: Path | None = None,
         trusted: Sequence[str] = TRUSTED_PACKAGES,
+        public_key: Path | str | None = None,
     ) -> Self:
-        """Read what `save` wrote, and verify every file.
+        """Read what `save` wrote, verify every file, and that the versions answer as they did.
 
         Args:
             folder: of the guard.
@@ -294,7 +299,13 @@ class GuardedPredictor(nn.Module):
             device: where the versions shall run.
             cache: folder of cached distances.
             trusted: packages whose classes the folder may name.
+            public_key: file of the key by which the guard must be signed; it need not be if None.
+
+        Raises:
+            StoreError: a file is lost or was changed, or the guard is not signed so.
+            WrongOutputError: a version's code is no longer that of `fit`.
         """
-        saved = load_guard(Path(folder), trusted)
-        guard = cls(load_versions(Path(folder), saved.card, trusted, models), saved, cache)
-        return guard.to(device)
+        saved = load_guard(Path(folder), trusted, None if public_key is None else Path(public_key))
+        guard = cls(load_versions(Path(folder), saved.card, trusted, models), saved, cache).to(device)
+        check_canary(saved.canary, guard.versions)
+        return guard

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
-from deepfailguard.guard.saved import GuardCard, weights_file
+from deepfailguard.guard.folders import weights_file
+from deepfailguard.guard.saved import GuardCard
 from deepfailguard.identity import rebuild, weights_fingerprint
 from deepfailguard.store import load_tensors
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.version import Version, load_weights
 
-__all__ = ["load_versions"]
+__all__ = ["in_order", "load_version", "load_versions"]
 
 
 def load_versions(
@@ -28,24 +29,52 @@ def load_versions(
         models: untrained (or trained) modules of the right architectures, in order or by name; needed for those
             versions that deepfailguard did not train, since it does not know how to build them.
     """
+    given = in_order(models, card.names)
+    return [load_version(folder, card, position, trusted, model) for position, model in enumerate(given)]
+
+
+def load_version(
+    folder: Path, card: GuardCard, position: int, trusted: Sequence[str], model: nn.Module | None = None
+) -> Version:
+    """Read the weights of one version and verify them against its fingerprint.
+
+    Args:
+        folder: of the guard.
+        card: of the guard.
+        position: of the version in the card.
+        trusted: packages whose architectures may be rebuilt.
+        model: a module of the right architecture, whose weights are overwritten; built anew if None.
+
+    Raises:
+        VersionNotFoundError: the file is gone.
+        CorruptFileError: it holds other weights than the guard was fitted with.
+        ConfigurationError: they do not fit the model, or nobody knows how to build one.
+    """
+    name, identity, fingerprint = card.names[position], card.cards[position], card.fingerprints[position]
+    built = _build(name, identity, trusted) if model is None else model
+    _load_weights(folder / weights_file(position, name), built, fingerprint)
+    return Version(name, built, len(card.classes), card.bounds, fingerprint, identity)
+
+
+def in_order(
+    models: Sequence[nn.Module] | Mapping[str, nn.Module] | None, names: Sequence[str]
+) -> Sequence[nn.Module | None]:
+    """A module, or None, for each version in the guard's order.
+
+    Raises:
+        ConfigurationError: they are not one module for each version.
+    """
+    if models is None:
+        return [None] * len(names)
     if isinstance(models, Mapping):
-        models = _in_order(models, card.names)
-    if models is not None and len(models) != len(card.names):
-        raise ConfigurationError(f"the guard has {len(card.names)} versions, got {len(models)} models")
-    versions = []
-    for position, name in enumerate(card.names):
-        identity = card.cards[position]
-        model = _build(name, identity, trusted) if models is None else models[position]
+        if set(models) != set(names):
+            raise ConfigurationError(f"the guard's versions are {', '.join(names)}; got models for {', '.join(models)}")
+        models = [models[name] for name in names]
+    if len(models) != len(names):
+        raise ConfigurationError(f"the guard has {len(names)} versions, got {len(models)} models")
+    for position, model in enumerate(models):
         _check_kind(model, position)
-        _load_weights(folder / weights_file(position, name), model, card.fingerprints[position])
-        versions.append(Version(name, model, len(card.classes), card.bounds, card.fingerprints[position], identity))
-    return versions
-
-
-def _in_order(models: Mapping[str, nn.Module], names: Sequence[str]) -> list[nn.Module]:
-    if set(models) != set(names):
-        raise ConfigurationError(f"the guard's versions are {', '.join(names)}; got models for {', '.join(models)}")
-    return [models[name] for name in names]
+    return models
 
 
 def _build(name: str, card: IdentityCard | None, trusted: Sequence[str]) -> nn.Module:

@@ -45,11 +45,23 @@ class Quarantine:
         self.watch = watch
         self.labels = labels
         self.since_: dict[int, int] = {}
+        self._away: frozenset[int] = frozenset()
 
     @property
     def active(self) -> list[int]:
         """Positions of the versions whose answers count."""
-        return [version for version in range(self.labels.shape[1]) if version not in self.since_]
+        without = self.since_.keys() | self._away
+        return [version for version in range(self.labels.shape[1]) if version not in without]
+
+    def leave_out(self, versions: Iterable[int]) -> None:
+        """Say which versions, by position, do not answer for other reasons from now on; nobody blames them for that.
+
+        Where no version is left, none is watched: `see` must not be called then.
+        """
+        away = frozenset(versions)
+        if away != self._away:
+            self._away = away
+            self._watch_active()
 
     def see(self, labels: Tensor, scores: Mapping[str, Tensor]) -> WatchReport:
         """Watch a batch of B >= 0 inputs; whose answers to this very batch count is known afterwards.
@@ -64,7 +76,7 @@ class Quarantine:
         report = self.watch.update(labels, scores)
         apart = {version: since for version, since in self.since_.items() if not _shared(report, version)}
         if report.cause == "versions":
-            free = most_in_quarantine(len(report.names)) - len(apart)
+            free = most_in_quarantine(len(report.names)) - len(apart | dict.fromkeys(self._away))
             apart |= dict.fromkeys(_blamed(report, apart)[:free], report.inputs - len(labels))
         self._set_apart(apart)
         return self.report()
@@ -104,6 +116,10 @@ class Quarantine:
     def _set_apart(self, since: dict[int, int]) -> None:
         if since.keys() != self.since_.keys():
             self.since_ = since
+            self._watch_active()
+
+    def _watch_active(self) -> None:
+        if self.active:
             self.watch.watch_only(self.active, self.labels)
 
 

@@ -1,9 +1,8 @@
 """A guard as one folder without pickle: its card, its predictor, what that learned from, and the versions' weights."""
 
 import logging
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,39 @@ from torch import Tensor, nn
 
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.decision.base import Rule
-from deepfailguard.errors import ConfigurationError, CorruptFileError
+from deepfailguard.errors import ConfigurationError
 from deepfailguard.guard.calibration import Basis, Calibration, Service, learned, lessons
-from deepfailguard.guard.calibration_tensors import calibration_of, calibration_tensors, service_of, service_tensors
+from deepfailguard.guard.calibration_tensors import (
+    calibration_of,
+    calibration_tensors,
+    canary_of,
+    canary_tensors,
+    service_of,
+    service_tensors,
+)
+from deepfailguard.guard.canary import Canary
 from deepfailguard.guard.folders import (
     CALIBRATION_FILE,
+    CANARY_FILE,
     CARD_FILE,
+    MANIFEST_FILE,
     PREDICTOR_FILE,
-    VERSIONS_FOLDER,
     check_replaceable,
-    find_guards,
     in_words,
+    put_in_place,
     standing_guard,
+    verified_part,
+    weights_file,
 )
 from deepfailguard.guard.judging import for_versions, option_of
+from deepfailguard.guard.manifest import verify_guard, write_manifest
 from deepfailguard.identity import TARGET, describe, digest_tensors, rebuild, weights_fingerprint
 from deepfailguard.predictor.base import FailurePredictor
-from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
+from deepfailguard.store import load_json, save_json, save_tensors
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
 
-__all__ = ["GuardCard", "SavedGuard", "load_guard", "save_guard", "weights_file"]
+__all__ = ["GuardCard", "SavedGuard", "load_guard", "save_guard"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +119,7 @@ class SavedGuard:
         distance: what told (or tells) the boundary distances; None if the predictor needs none.
         calibration: what the versions said to calibration inputs.
         service: what they said to labelled inputs that came later; None if there were none.
+        canary: inputs with the answers that are expected of the versions; None in a guard that was saved before.
     """
 
     card: GuardCard
@@ -116,6 +128,7 @@ class SavedGuard:
     distance: DistanceEstimator | None
     calibration: Calibration
     service: Service | None = None
+    canary: Canary | None = None
 
     @property
     def basis(self) -> Basis:
@@ -153,7 +166,9 @@ class SavedGuard:
         calibration = self.calibration.of_versions(columns)
         service = None if self.service is None else self.service.of_versions(columns)
         predictor = learned(self.predictor, lessons(calibration, service, self.basis))
-        return SavedGuard(self.card.of_versions(columns), predictor, decision, self.distance, calibration, service)
+        canary = None if self.canary is None else self.canary.of_versions(columns)
+        card = self.card.of_versions(columns)
+        return SavedGuard(card, predictor, decision, self.distance, calibration, service, canary)
 
 
 def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> None:
@@ -165,10 +180,8 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
     """
     check_replaceable(folder)
     _check_unchanged(guard.card, models)
-    state = guard.predictor.state()
-    kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
-    content = _content(guard, learned=digest_tensors(state), calibration=digest_tensors(kept))
-    files = {PREDICTOR_FILE: state, CALIBRATION_FILE: kept}
+    files = _tensor_files(guard)
+    content = _content(guard, {name: digest_tensors(tensors) for name, tensors in files.items()})
     files |= {str(weights_file(n, guard.card.names[n])): model.state_dict() for n, model in enumerate(models)}
     before = standing_guard(folder)
     if before is not None and before != content:
@@ -178,17 +191,15 @@ def save_guard(folder: Path, guard: SavedGuard, models: Sequence[nn.Module]) -> 
         for name, tensors in files.items():
             save_tensors(Path(beside, name), tensors)
         save_json(Path(beside, CARD_FILE), content)
-        _put_in_place(Path(beside), folder, [*files, CARD_FILE])
+        write_manifest(Path(beside), [*files, CARD_FILE])
+        put_in_place(Path(beside), folder, [*files, MANIFEST_FILE, CARD_FILE])
 
 
-def _put_in_place(new: Path, folder: Path, files: Sequence[str]) -> None:
-    """Move files in place of all that was there; the card comes last, so a folder without one is not a guard."""
-    (folder / CARD_FILE).unlink(missing_ok=True)
-    for old in (folder / VERSIONS_FOLDER).glob("*.safetensors"):
-        old.unlink()
-    (folder / VERSIONS_FOLDER).mkdir(exist_ok=True)
-    for name in files:
-        (new / name).replace(folder / name)
+def _tensor_files(guard: SavedGuard) -> dict[str, dict[str, Tensor]]:
+    """The parts of a guard that are tensors, by file name."""
+    kept = calibration_tensors(guard.calibration) | service_tensors(guard.service)
+    files = {PREDICTOR_FILE: guard.predictor.state(), CALIBRATION_FILE: kept}
+    return files if guard.canary is None else {**files, CANARY_FILE: canary_tensors(guard.canary)}
 
 
 def _check_unchanged(card: GuardCard, models: Sequence[nn.Module]) -> None:
@@ -202,8 +213,8 @@ def _check_unchanged(card: GuardCard, models: Sequence[nn.Module]) -> None:
         )
 
 
-def _content(guard: SavedGuard, *, learned: str, calibration: str) -> dict[str, Any]:
-    """The card's file, with the digests of the other files."""
+def _content(guard: SavedGuard, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The card's file, with the digests of the other files' tensors."""
     card, service = guard.card, guard.service
     told = zip(card.names, card.fingerprints, card.cards, card.calibration_accuracy, strict=True)
     return {
@@ -216,8 +227,9 @@ def _content(guard: SavedGuard, *, learned: str, calibration: str) -> dict[str, 
         "calibration_size": card.calibration_size,
         "calibration_fingerprint": card.calibration_fingerprint,
         "input_shape": list(card.input_shape),
-        "learned": learned,
-        "calibration": calibration,
+        "learned": digests[PREDICTOR_FILE],
+        "calibration": digests[CALIBRATION_FILE],
+        "canary": digests.get(CANARY_FILE),
         "service": None if service is None else {"basis": service.basis, "fingerprints": list(service.fingerprints)},
         "predictor": describe(guard.predictor),
         "decision": describe(guard.decision),
@@ -225,34 +237,37 @@ def _content(guard: SavedGuard, *, learned: str, calibration: str) -> dict[str, 
     }
 
 
-def load_guard(folder: Path, trusted: Sequence[str]) -> SavedGuard:
-    """Read a guard without its models.
+def load_guard(folder: Path, trusted: Sequence[str], public_key: Path | None = None) -> SavedGuard:
+    """Read a guard without its models, once all its files are those of its manifest.
+
+    Args:
+        folder: of the guard.
+        trusted: packages whose classes the folder may name.
+        public_key: of who must have signed the manifest; nobody need have if None.
 
     Raises:
         FileNotFoundError: the folder holds no guard.
         CorruptFileError: a file was changed since it was saved.
+        SignatureError: the guard is not signed with the private key to this public one.
         ConfigurationError: a part of it comes from a package that is not trusted.
     """
-    if not (folder / CARD_FILE).is_file():
-        beside = ", ".join(map(str, find_guards(folder.parent)))
-        there = f"there are guards in {beside}; or " if beside else ""
-        raise FileNotFoundError(
-            f"{folder} holds no guard (no {CARD_FILE}); {there}make one with scripts/train_guard.py or save()"
-        )
+    verify_guard(folder, public_key)
     content = load_json(folder / CARD_FILE)
     if not {"calibration", "service"} <= content.keys():
         raise ConfigurationError(
             f"{folder} was saved by an older release, which kept less of the calibration; fit the guard again"
         )
     predictor: FailurePredictor = rebuild(content["predictor"], trusted)
-    kept = _verified(folder / CALIBRATION_FILE, content["calibration"])
+    kept = verified_part(folder / CALIBRATION_FILE, content["calibration"])
+    canary = content.get("canary")  # releases before had none
     return SavedGuard(
         card=_card(content),
-        predictor=_with_state(predictor, _verified(folder / PREDICTOR_FILE, content["learned"]), folder),
+        predictor=_with_state(predictor, verified_part(folder / PREDICTOR_FILE, content["learned"]), folder),
         decision=rebuild(content["decision"], trusted),
         distance=rebuild(content["distance"], trusted),
         calibration=calibration_of(kept),
         service=None if content["service"] is None else service_of(kept, **content["service"]),
+        canary=None if canary is None else canary_of(verified_part(folder / CANARY_FILE, canary)),
     )
 
 
@@ -263,21 +278,6 @@ def _with_state(predictor: FailurePredictor, learned: dict[str, Tensor], folder:
         raise ConfigurationError(
             f"{folder} holds what another release of {type(predictor).__name__} learned; fit the guard again"
         ) from error
-
-
-def _verified(path: Path, expected: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CorruptFileError(f"the guard has lost a part: no file {path}; save the guard again")
-    tensors = load_tensors(path).tensors
-    if digest_tensors(tensors) != expected:
-        raise CorruptFileError(f"{path} belongs to another guard than {CARD_FILE}; save the guard again")
-    return tensors
-
-
-def weights_file(position: int, name: str) -> Path:
-    """A version's file in a guard's folder; the number keeps apart names that differ only in what it cannot hold."""
-    safe = re.sub(r"[^\w.+@-]", "_", name)
-    return Path(VERSIONS_FOLDER, f"{position}-{safe}.safetensors")
 
 
 def _shape(shape: list[int]) -> tuple[int, int, int]:

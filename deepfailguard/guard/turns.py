@@ -1,6 +1,7 @@
 """Asking versions one after the other, each only about the inputs that still need it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,11 @@ from deepfailguard.predictor.base import FailurePredictor, SettlingPredictor
 from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
 from deepfailguard.versions.version import Version
 
-__all__ = ["ask_versions", "in_turns"]
+__all__ = ["Asker", "ask_in_turns", "ask_versions", "in_turns"]
+
+
+Asker = Callable[[Tensor], Answers]
+"""Asks one version for answers to images (B, C, H, W)."""
 
 
 def ask_versions(
@@ -24,14 +29,26 @@ def ask_versions(
     needs = predictor.needs
     if not isinstance(predictor, SettlingPredictor):
         return [ask(v, e, images, needs) for v, e in zip(versions, estimators, strict=True)]
+    pairs = zip(versions, estimators, strict=True)
+    return ask_in_turns([functools.partial(_ask_one, *pair, needs) for pair in pairs], images, predictor, needs)
+
+
+def ask_in_turns(
+    askers: Sequence[Asker], images: Tensor, predictor: SettlingPredictor, needs: frozenset[Need]
+) -> list[Answers]:
+    """The versions' answers to images (B, C, H, W), each asked only about those that are not settled before."""
     left = torch.arange(len(images))
     answers: list[Answers] = []
-    for stage, (version, estimator) in enumerate(zip(versions, estimators, strict=True), 1):
-        came = ask(version, estimator, images[left.to(images.device)], needs)
+    for stage, asker in enumerate(askers, 1):
+        came = asker(images[left.to(images.device)])
         answers.append(_placed(came, left, len(images)))
         if len(left):
             left = left[~_settled(answers, left, predictor, needs, stage)]
     return answers
+
+
+def _ask_one(version: Version, estimator: DistanceEstimator | None, needs: frozenset[Need], images: Tensor) -> Answers:
+    return ask(version, estimator, images, needs)
 
 
 def in_turns(evidence: Evidence, predictor: FailurePredictor) -> Evidence:

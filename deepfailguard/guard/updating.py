@@ -16,6 +16,7 @@ from deepfailguard.guard.answering import checked_images
 from deepfailguard.guard.asking import evidence_of
 from deepfailguard.guard.calibrating import ask_everything, check_inside, check_labels
 from deepfailguard.guard.calibration import MAY_BE_ALIKE, Basis, Service, hashes_of, how_many_known, learned, lessons
+from deepfailguard.guard.canary import retaken_canary
 from deepfailguard.guard.judging import option_of
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.turns import in_turns
@@ -26,7 +27,7 @@ from deepfailguard.seeding import generator
 from deepfailguard.types import Evidence
 from deepfailguard.versions.version import Version
 
-__all__ = ["Update", "checked_labelled", "retaken", "service_evidence", "updated"]
+__all__ = ["Update", "checked_labelled", "retaken", "service_evidence", "updated", "with_canary"]
 
 _FOLDS: Final = 4
 _LEAST: Final = 8  # labelled inputs below which nothing can be shown
@@ -89,6 +90,19 @@ def retaken(versions: Sequence[Version], saved: SavedGuard) -> tuple[list[Versio
     renamed = {new.fingerprint: known[old.fingerprint] for old, new in zip(versions, now, strict=True)}
     learning: Any = saved.distance
     return now, replace(saved, distance=replace(learning, versions=renamed))
+
+
+def with_canary(now: SavedGuard, versions: Sequence[Version], before: SavedGuard) -> SavedGuard:
+    """The guard with canary answers of the weights that changed: it asks those versions.
+
+    Args:
+        now: what `retaken` returned.
+        versions: of the guard, with their present weights.
+        before: the guard as it was.
+    """
+    pairs = zip(now.card.fingerprints, before.card.fingerprints, strict=True)
+    changed = [column for column, (new, old) in enumerate(pairs) if new != old]
+    return replace(now, canary=retaken_canary(before.canary, versions, changed))
 
 
 def service_evidence(

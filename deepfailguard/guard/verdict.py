@@ -8,15 +8,51 @@ from torch import Tensor
 
 from deepfailguard.types import NO_ANSWER
 
-__all__ = ["Verdict", "VersionHealth"]
+__all__ = ["FaultKind", "Ground", "Verdict", "VersionHealth", "VersionState"]
 
-_State = Literal["answered", "without an answer", "without an answer, or not asked", "not asked", "in quarantine"]
-_NOT_ASKED: Final[tuple[_State, ...]] = ("not asked", "in quarantine")
+FaultKind = Literal[
+    "exception",
+    "timeout",
+    "process died",
+    "not finite",
+    "wrong output",
+    "stuck output",
+    "weights changed",
+    "canary failed",
+    "memory growth",
+]
+"""What a version can be caught at while it serves; see `deepfailguard.runtime`."""
+
+VersionState = Literal["serving", "suspended", "quarantined", "shadow"]
+"""How a version stands: its answers count; it is left out until it is healthy again; it is left out until somebody
+releases it; it is asked, but its answers never count."""
+
+Ground = Literal["all versions", "versions left", "silent versions", "too few versions", "fallback"]
+"""What a verdict rests on: every version; a decision derived for those that are left; the decision for all, to which
+those that are missing have said nothing; fewer versions than must answer, so that it abstains; no version at all."""
+
+_State = Literal[
+    "answered",
+    "without an answer",
+    "without an answer, or not asked",
+    "not asked",
+    "in quarantine",
+    "suspended",
+    "in shadow",
+]
+_NOT_ASKED: Final[tuple[_State, ...]] = ("not asked", "in quarantine", "suspended", "in shadow")
+_LEFT_OUT: Final[dict[VersionState, _State]] = {
+    "quarantined": "in quarantine",
+    "suspended": "suspended",
+    "shadow": "in shadow",
+}
 _SILENT: Final[dict[_State, str]] = {
     "without an answer": "gave no answer: ",
     "without an answer, or not asked": "gave no answer, or was not asked: ",
     "not asked": "was not asked: the answer was sure enough without it",
     "in quarantine": "does not count: ",
+    "suspended": "does not count: ",
+    "in shadow": "is tried beside the others and does not count",
 }
 
 
@@ -29,17 +65,21 @@ class VersionHealth:
         answered: how many inputs it answered.
         asked: how many inputs it was asked.
         problem: what went wrong, empty if nothing did.
+        fault: what kind of fault that was; None if there was none, or none that belongs to a kind.
+        state: how the version stands.
     """
 
     name: str
     answered: int
     asked: int
     problem: str = ""
+    fault: FaultKind | None = None
+    state: VersionState = "serving"
 
     @property
     def healthy(self) -> bool:
-        """Whether it answered every input and nothing else was wrong; one in quarantine has a problem."""
-        return self.answered == self.asked and not self.problem
+        """Whether it answered every input and nothing else was wrong, or is not meant to count."""
+        return self.state == "shadow" or (self.state == "serving" and self.answered == self.asked and not self.problem)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -61,6 +101,7 @@ class Verdict:
         problems: what is wrong with an input, by its position in the batch.
         classes: K class names.
         measured: whether boundary distances were asked for.
+        ground: what the answers rest on.
     """
 
     labels: Tensor
@@ -76,6 +117,7 @@ class Verdict:
     problems: dict[int, str]
     classes: tuple[str, ...]
     measured: bool = True
+    ground: Ground = "all versions"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,9 +143,16 @@ class Verdict:
         """The answer to one input in words: what, how sure, and what each version said and why it counted."""
         if position in self.problems:
             return f"Input {position} was not judged: {self.problems[position]}."
+        if self.ground == "fallback" and int(self.labels[position]) != NO_ANSWER:
+            return (
+                f"Input {position}: no version answered; the answer is the declared fallback, {self._name(position)!r}."
+            )
         lines = [self._headline(position)]
         order = torch.argsort(self.weights[position], descending=True, stable=True).tolist()
         return "\n".join(lines + [self._version_line(position, version) for version in order])
+
+    def _name(self, position: int) -> str:
+        return self.class_name(int(self.labels[position]))
 
     def _headline(self, position: int) -> str:
         label, states = int(self.labels[position]), [self._state(position, n) for n in range(len(self.health))]
@@ -131,8 +180,10 @@ class Verdict:
         health, later = self.health[version], self.version_labels[position, version:] != NO_ANSWER
         if later[0]:
             return "answered"
+        if health.state != "serving" and not health.asked:
+            return _LEFT_OUT[health.state]
         if health.answered == health.asked:
-            return "in quarantine" if health.problem and not health.asked else "not asked"
+            return "not asked"
         all_asked = health.asked >= len(self) - len(self.problems)
         return "without an answer" if all_asked or bool(later.any()) else "without an answer, or not asked"
 
@@ -140,7 +191,7 @@ class Verdict:
         health, label = self.health[version], int(self.version_labels[position, version])
         if label == NO_ANSWER:
             state = self._state(position, version)
-            return f"  - {health.name} {_SILENT[state]}{'' if state == 'not asked' else health.problem}"
+            return f"  - {health.name} {_SILENT[state]}{'' if state in ('not asked', 'in shadow') else health.problem}"
         distance = float(self.distance[position, version])
         nearest = (
             f"a change of {distance:.3g} flips it; "

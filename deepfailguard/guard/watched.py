@@ -15,7 +15,7 @@ from deepfailguard.guard.answering import answerable, verdict_of
 from deepfailguard.guard.asking import Answers, evidence_of
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.judging import single_position
-from deepfailguard.guard.places import in_places, silence
+from deepfailguard.guard.places import apart, in_places, silence
 from deepfailguard.guard.quarantine import Quarantine
 from deepfailguard.guard.saved import SavedGuard
 from deepfailguard.guard.statistics import scores_of, usable_scores
@@ -26,7 +26,7 @@ from deepfailguard.identity import digest
 from deepfailguard.predictor.base import SettlingPredictor
 from deepfailguard.types import NO_ANSWER
 
-__all__ = ["WATCHED", "AlarmCallback", "WatchedGuard"]
+__all__ = ["WATCHED", "AlarmCallback", "WatchedGuard", "scores_for"]
 
 WATCHED = ("logsumexp", "feature size", "distance")
 """Scores that are watched by default, as far as the guard's predictor needs what they are made of."""
@@ -87,7 +87,7 @@ class WatchedGuard:
                 "hears all versions, such as majority_vote"
             )
         evidence, names = guard.saved.calibration.evidence, guard.saved.card.names
-        chosen = _scores_for(guard) if scores is None else tuple(scores)
+        chosen = scores_for(guard.saved) if scores is None else tuple(scores)
         watch = VersionWatch(chosen, names=names, inputs_per_false_alarm=inputs_per_false_alarm, seed=seed)
         watch.fit(evidence.labels, scores_of(evidence, chosen))
         self.guard = guard
@@ -215,7 +215,7 @@ class WatchedGuard:
         report = self._quarantine.see(evidence.labels, scores_of(evidence, self.scores))
         active = self._quarantine.active
         verdict = verdict_of(self._of_versions(saved, active), [answers[version] for version in active], good, batch)
-        return _Answered(in_places(verdict, active, report), report, _is_news(before, report))
+        return _Answered(in_places(verdict, active, apart(report)), report, _is_news(before, report))
 
     def _of_versions(self, saved: SavedGuard, active: list[int]) -> SavedGuard:
         """The guard of some versions; fitted once."""
@@ -261,10 +261,10 @@ class _Answered:
     is_news: bool
 
 
-def _scores_for(guard: GuardedPredictor) -> tuple[str, ...]:
-    """Those of `WATCHED` that can be had, and that were not learned on the calibration inputs."""
-    usable = usable_scores(guard.saved.calibration.evidence)
-    searched = guard.saved.distance is not None and not hasattr(guard.saved.distance, "fit")
+def scores_for(saved: SavedGuard) -> tuple[str, ...]:
+    """Those of `WATCHED` that can be had of a guard, and that were not learned on the calibration inputs."""
+    usable = usable_scores(saved.calibration.evidence)
+    searched = saved.distance is not None and not hasattr(saved.distance, "fit")
     return tuple(name for name in WATCHED if name in usable and (searched or name != "distance"))
 
 

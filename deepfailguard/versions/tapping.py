@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from deepfailguard.versions.probing import writes_of, yields_logits
 from deepfailguard.versions.version import evaluating
 
 __all__ = ["Tap", "tapped"]
+
+_KNOWN: Final[WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, bool]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ def _head(model: nn.Module, x: Tensor, logits: Tensor, seen: _Seen) -> tuple[Ten
     """Features and weight of the layer that made the logits."""
     fitting = [last for last in reversed(seen.flat) if last.output.shape == logits.shape]
     same = [last for last in fitting if _same(last, logits)]
-    for last in same or [last for last in fitting if yields_logits(model, last.layer, x)]:
+    for last in same or [last for last in fitting if _yields(model, last.layer, x)]:
         if isinstance(last.layer, nn.Linear):
             return last.given, last.layer.weight
     if seen.flat:
@@ -115,9 +119,17 @@ def _head(model: nn.Module, x: Tensor, logits: Tensor, seen: _Seen) -> tuple[Ten
     if seen.image is None:
         return logits[:, :0], None
     features, layer = seen.image.given.mean((2, 3)), seen.image.layer
-    if isinstance(layer, nn.Conv2d) and _is_pointwise(layer, seen.image) and yields_logits(model, layer, x):
+    if isinstance(layer, nn.Conv2d) and _is_pointwise(layer, seen.image) and _yields(model, layer, x):
         return features, layer.weight.flatten(1)  # the mean of a 1x1 convolution is the convolution of the mean
     return features, None
+
+
+def _yields(model: nn.Module, layer: nn.Module, x: Tensor) -> bool:
+    """The same as `yields_logits`, found out once for each layer of a model: it costs two images' forward pass."""
+    known = _KNOWN.setdefault(model, WeakKeyDictionary())
+    if layer not in known:
+        known[layer] = yields_logits(model, layer, x)
+    return known[layer]
 
 
 def _same(last: _Pass, logits: Tensor) -> bool:

@@ -2,18 +2,20 @@
 
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
 from deepfailguard.boundary.estimates.first_order import FirstOrderDistance
 from deepfailguard.decision.classes import most_probable_class
 from deepfailguard.decision.rules import highest_posterior
-from deepfailguard.guard.asking import Answers
+from deepfailguard.guard.asking import Answers, ask
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.guard.judging import judge
 from deepfailguard.guard.verdict import VersionHealth
 from deepfailguard.predictor.joint.predictor import JointPredictor
-from deepfailguard.types import Distances, Evidence, Need
+from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
+from deepfailguard.versions.version import Version
 from tests.examples import bars, template_model
 
 
@@ -90,3 +92,42 @@ def test_distances_that_nobody_needs_are_not_asked_for() -> None:
     guard = GuardedPredictor.fit([template_model(0, 0.3)], bars(120, seed=3), distance=distance)
     assert guard.saved.distance is None
     assert not guard(bars(5, seed=4).images).degraded
+
+
+class _Picky(torch.nn.Module):
+    """Raises on images that are bright."""
+
+    def __init__(self, broken: bool = False) -> None:
+        super().__init__()
+        self.calls = 0
+        self.broken = broken
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.broken or (x.mean((1, 2, 3)) > 0.9).any():
+            raise RuntimeError("too bright")
+        return x.flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize("bad", [[0], [5], [15], [3, 4], [0, 1]])
+def test_an_input_that_raises_costs_the_others_nothing(bad: list[int]) -> None:
+    images = torch.rand(16, 1, 4, 4) * 0.8
+    images[bad] = 1.0
+    version = Version.of(_Picky(), "picky", 3)
+    answers = ask(version, None, images)
+    lost = (answers.distances.labels == NO_ANSWER).nonzero().flatten().tolist()
+    assert set(bad) <= set(lost)
+    assert answers.health.fault == "exception"
+    if len(bad) == 1:
+        assert lost == bad
+        rest = [n for n in range(16) if n not in bad]
+        assert torch.equal(answers.logits[rest], images.flatten(1)[rest, :3].double())
+    assert answers.health.answered == 16 - len(lost)
+    assert "too bright" in answers.health.problem
+
+
+def test_a_version_that_raises_on_everything_is_not_asked_again_and_again() -> None:
+    model = _Picky(broken=True)
+    answers = ask(Version.of(model, "picky", 3), None, torch.rand(64, 1, 4, 4))
+    assert answers.health.answered == 0
+    assert model.calls == 3

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from deepfailguard.decision.rules import majority_vote
-from deepfailguard.errors import ConfigurationError, CorruptFileError, DataFormatError, WrongOutputError
+from deepfailguard.errors import (
+    ConfigurationError,
+    CorruptFileError,
+    DataFormatError,
+    VersionNotFoundError,
+    WrongOutputError,
+)
 from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.guard.loading import load_version
 from deepfailguard.identity import weights_fingerprint
 from deepfailguard.predictor.kde import KdePredictor
 from deepfailguard.predictor.prior import PriorPredictor
@@ -247,6 +254,9 @@ def test_parts_of_two_guards_do_not_mix(guard: GuardedPredictor, models: dict[st
     GuardedPredictor.fit(models, bars(90, seed=8)).save(tmp_path / "two")
     source = tmp_path / "two" / "predictor.safetensors"
     (tmp_path / "one" / "predictor.safetensors").write_bytes(source.read_bytes())
+    with pytest.raises(CorruptFileError, match=r"predictor\.safetensors was changed since the guard was saved"):
+        GuardedPredictor.load(tmp_path / "one", models=list(models.values()))
+    (tmp_path / "one" / "manifest.json").unlink()  # as before there were any: the card knows all the same
     with pytest.raises(CorruptFileError, match="belongs to another guard"):
         GuardedPredictor.load(tmp_path / "one", models=list(models.values()))
 
@@ -255,6 +265,23 @@ def test_a_model_of_another_architecture_is_refused(guard: GuardedPredictor, tmp
     guard.save(tmp_path)
     with pytest.raises(ConfigurationError, match="weights of version '1-fair' do not fit the given Sequential"):
         GuardedPredictor.load(tmp_path, models=[template_model(0), TinyNet().build(CLASSES), Broken()])
+
+
+def test_one_version_is_loaded_alone_and_verified(guard: GuardedPredictor, tmp_path: Path) -> None:
+    guard.save(tmp_path)
+    card, fair = guard.saved.card, guard.versions[1]
+    blank = template_model(9).train()
+    loaded = load_version(tmp_path, card, 1, (), blank)
+    assert (loaded.name, loaded.fingerprint, loaded.model) == ("fair", fair.fingerprint, blank)
+    assert weights_fingerprint(blank) == fair.fingerprint
+    assert not blank.training
+    with pytest.raises(ConfigurationError, match="'fair' was not trained by deepfailguard"):
+        load_version(tmp_path, card, 1, ())
+    (tmp_path / "versions" / "0-good.safetensors").replace(tmp_path / "versions" / "1-fair.safetensors")
+    with pytest.raises(CorruptFileError, match="holds other weights than the guard was fitted with"):
+        load_version(tmp_path, card, 1, (), blank)
+    with pytest.raises(VersionNotFoundError, match=r"lost a version: no file .*0-good\.safetensors"):
+        load_version(tmp_path, card, 0, (), blank)
 
 
 def test_names_that_no_file_can_have_are_saved_apart(models: dict[str, nn.Module], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_in_a_cascade_a_failed_version_is_told_from_one_that_was_not_asked() -> 
 
 
 def test_a_version_that_failed_throughout_is_asked_and_one_in_quarantine_does_not_count() -> None:
-    quarantined = VersionHealth("c", 0, 0, "in quarantine since input 7: it disagrees")
+    quarantined = VersionHealth("c", 0, 0, "in quarantine since input 7: it disagrees", state="quarantined")
     health = [VersionHealth("a", 2, 2), VersionHealth("b", 0, 2, "RuntimeError: no"), quarantined]
     told = _verdict([[1, -1, -1], [0, -1, -1]], health).explain(1)
     assert "1 of 2 versions gave it (1 in quarantine)." in told
@@ -57,6 +57,7 @@ def test_a_problem_beside_the_answers_puts_nobody_in_quarantine() -> None:
 
 
 def test_where_nobody_answered_who_was_not_asked_is_told_too() -> None:
-    health = [VersionHealth("a", 0, 1, "RuntimeError: no"), VersionHealth("b", 0, 0, "in quarantine since input 0: it")]
+    quarantined = VersionHealth("b", 0, 0, "in quarantine since input 0: it", state="quarantined")
+    health = [VersionHealth("a", 0, 1, "RuntimeError: no"), quarantined]
     told = _verdict([[-1, -1]], health).explain(0)
     assert "no version answered, so the guard abstains (1 in quarantine)." in told

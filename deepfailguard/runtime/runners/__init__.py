@@ -1,0 +1,1 @@
+"""Where versions run: in this process, in a process of their own, on a cluster."""

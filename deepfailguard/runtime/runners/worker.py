@@ -1,0 +1,100 @@
+"""A version's own process: answers what comes over a line until that is closed."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.errors import ConfigurationError
+from deepfailguard.runtime.base import Source
+from deepfailguard.runtime.runners.loaded import LoadedVersion
+from deepfailguard.runtime.runners.wire import Message, answers_message, question_of, receive, send
+
+__all__ = ["Briefing", "serve"]
+
+_PR_SET_PDEATHSIG: Final = 1  # of Linux
+
+
+@dataclass(frozen=True, slots=True)
+class Briefing:
+    """What a process must know of its version.
+
+    Attributes:
+        name: the version's.
+        source: of its sound weights.
+        distance: tells boundary distances; None if nobody needs them.
+        cache: folder of distances; None for none.
+        threads: of torch (>= 1); None for torch's own choice.
+    """
+
+    name: str
+    source: Source
+    distance: DistanceEstimator | None
+    cache: Path | None
+    threads: int | None
+
+
+def serve(line: Connection) -> None:
+    """Take a briefing, load the version, answer each question."""
+    _stand_apart()
+    faulthandler.enable()  # a crash says where
+    with suppress(EOFError, OSError):  # the runtime is done with this process, or gone
+        loaded = _load(line)
+        while loaded is not None:
+            _answer(line, loaded)
+
+
+def _stand_apart() -> None:
+    """End with the runtime, in whatever way that ends, and by nothing else that is meant for it (Ctrl-C, say)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = parent_process()
+    if parent is not None and os.getppid() != parent.pid:
+        sys.exit(1)  # it ended before
+
+
+def _load(line: Connection) -> LoadedVersion | None:
+    briefing = line.recv_bytes()
+    try:
+        told = _unpacked(briefing)
+        if told.threads is not None:
+            torch.set_num_threads(told.threads)
+        loaded = LoadedVersion.load(told.name, told.source, told.distance, told.cache)
+    except Exception as error:
+        send(line, Message("failed", {"error": type(error).__name__, "text": str(error)}))
+        return None
+    send(line, Message("ready", {"classes": loaded.version.classes}))
+    return loaded
+
+
+def _unpacked(briefing: bytes) -> Briefing:
+    try:
+        told: Briefing = ForkingPickler.loads(briefing)
+    except Exception as error:  # whatever an import of anybody's code raises
+        raise ConfigurationError(
+            f"what the version's process was sent cannot be read there: {type(error).__name__}: {error}; "
+            "define classes of models, estimators and sources at the top of a module that can be imported"
+        ) from error
+    return told
+
+
+def _answer(line: Connection, loaded: LoadedVersion) -> None:
+    message = receive(line)
+    if message.kind == "question":
+        send(line, answers_message(loaded.ask(question_of(message))))
+    else:
+        changed = loaded.rotation.check(message.facts["seconds"])
+        send(line, Message("checked", {"changed": list(changed)}))
