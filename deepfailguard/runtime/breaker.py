@@ -1,5 +1,6 @@
 """A circuit breaker: who failed is left alone for a while, then tried, the more rarely the more often in vain."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +24,7 @@ class Breaker:
         next_probe: when it may be tried.
         wait: seconds between the last two tries.
         closed_at: when it was last closed.
+        opened: how often it was opened.
     """
 
     first: float
@@ -31,7 +33,8 @@ class Breaker:
     reason: str = ""
     next_probe: float = 0.0
     wait: float = 0.0
-    closed_at: float = -1e18
+    closed_at: float = -math.inf
+    opened: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -48,6 +51,7 @@ class Breaker:
         """
         relapsed = self.wait > 0 and now - self.closed_at < _RELAPSE * self.wait
         self.wait = min(2 * self.wait, self.longest) if relapsed else self.first
+        self.opened += 1
         self.fault, self.reason, self.next_probe = fault, reason, now + self.wait
 
     def fail(self, now: float, fault: FaultKind, reason: str) -> None:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -125,7 +124,9 @@ class Core:
         return self.serving >= self.settings.least_versions
 
     def _answer(self, roster: Roster, asked: Tensor, good: Tensor, batch: int, end: float) -> Verdict:
-        absent, active = _absent(roster, roster.base), [n for n in roster.base if roster.members[n].usable]
+        with self.lock:
+            active = [column for column in roster.base if roster.members[column].usable]
+            absent = {n: member.absence() for n, member in enumerate(roster.calibrated) if n not in active}
         reserve = min(max(2 * self.judging, _LEAST_RESERVE), _MOST_RESERVE * max(end - self.clock(), 0.0))
         answers = self._ask(roster, active, asked, end - reserve)
         told = dict(zip(active, answers, strict=True))
@@ -211,12 +212,6 @@ class Core:
         health = {n: VersionHealth(name, 0, 0, problem, "timeout") for n, name in enumerate(names)}
         self.events.write("no turn", detail=f"{batch} inputs were not answered: the batches before took all the time")
         return unanswered(self.roster, health, good, batch, self.settings)
-
-
-def _absent(roster: Roster, base: Sequence[int]) -> dict[int, VersionHealth]:
-    """Health of the versions that are not asked."""
-    members = enumerate(roster.calibrated)
-    return {column: member.absence() for column, member in members if column not in base or not member.usable}
 
 
 def _failed(member: Member, answers: Answers) -> VersionHealth:

@@ -39,14 +39,14 @@ def gather(members: Sequence[Member], question: Question, end: float, clock: Clo
     """The answers of all members, by `end` of the clock.
 
     Those that run beside one another have all the time there is. Those that take turns share it: each may take an
-    equal part of what the ones before it have left.
+    equal part of what the ones before it have left, but no more than twice its part of all.
     """
     beside = {m.name: _call(m, question) for m in members if m.runner.parallel}
     in_turn = [m for m in members if not m.runner.parallel]
-    told = {}
+    told, most = {}, 2 * (end - clock()) / max(len(in_turn), 1)
     for number, member in enumerate(in_turn):
         seconds = (end - clock()) / (len(in_turn) - number)
-        told[member.name] = _wait(member, _call(member, question), question, seconds)
+        told[member.name] = _wait(member, _call(member, question), question, min(seconds, most))
     for member in members:
         if member.name in beside:
             told[member.name] = _wait(member, beside[member.name], question, end - clock())

@@ -29,11 +29,13 @@ class Pending:
         what: that is.
         future: of it.
         until: when it is given up, by the runtime's clock.
+        opened: how often the version's breaker had opened then.
     """
 
     what: Purpose
     future: "Future[Any]"
     until: float
+    opened: int
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +63,6 @@ class Member:
         pending: what the upkeep waits for.
         next_canary: when it is tried next while it serves, by the runtime's clock.
         memory: bytes that it occupied after its start.
-        hangs: how often it was started anew while it hung in this process.
     """
 
     name: str
@@ -84,7 +85,6 @@ class Member:
     pending: Pending | None = None
     next_canary: float = 0.0
     memory: int | None = None
-    hangs: int = 0
 
     @property
     def state(self) -> VersionState:

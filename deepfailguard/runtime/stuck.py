@@ -14,14 +14,20 @@ def keys_of(images: Tensor) -> Tensor:
 
 
 class StuckCheck:
-    """Suspects a version whose logits are the same, to the bit, for different inputs of a batch or of two in a row.
+    """Suspects a version whose logits are the same, to the bit, for different inputs.
 
-    It only suspects: blank images that differ in a pixel may get the same logits from a sound network too.
+    Each row is compared with the one before it, also across batches, and with the row of the batch before that had
+    its place: a version may repeat one output, or a whole batch of them. It only suspects: blank images that differ
+    in a pixel may get the same logits from a sound network too.
     """
 
     def __init__(self) -> None:
-        self._keys = torch.zeros(0, dtype=torch.float64)
-        self._logits: Tensor | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The version was started anew."""
+        self._keys: Tensor = torch.zeros(0, dtype=torch.float64)
+        self._logits: Tensor = torch.zeros(0, 0, dtype=torch.float64)
 
     def suspects(self, keys: Tensor, logits: Tensor, answered: Tensor) -> bool:
         """Whether the version looks stuck after this batch.
@@ -38,14 +44,16 @@ class StuckCheck:
         True
         """
         keys, logits = keys[answered], logits[answered]
-        if self._logits is None or self._logits.shape[1] != logits.shape[1]:
-            self._logits = logits[:0]
-        # The last ones seen suffice: who is stuck repeats itself at once.
+        if self._logits.shape[1] != logits.shape[1]:
+            self._keys, self._logits = keys[:0], logits[:0]
+        both = min(len(keys), len(self._keys))
+        in_place = _repeated(self._keys[:both], keys[:both], self._logits[:both], logits[:both])
         seen, told = torch.cat([self._keys[-1:], keys]), torch.cat([self._logits[-1:], logits])
-        self._keys, self._logits = seen[-1:], told[-1:]
-        repeated = (told[1:] == told[:-1]).all(1) & (seen[1:] != seen[:-1])
-        return bool(repeated.any())
+        in_a_row = _repeated(seen[:-1], seen[1:], told[:-1], told[1:])
+        if len(keys):
+            self._keys, self._logits = keys, logits
+        return in_place or in_a_row
 
-    def forget(self) -> None:
-        """The version was started anew."""
-        self._keys, self._logits = self._keys[:0], None
+
+def _repeated(keys: Tensor, other_keys: Tensor, logits: Tensor, other_logits: Tensor) -> bool:
+    return bool(((logits == other_logits).all(1) & (keys != other_keys)).any())

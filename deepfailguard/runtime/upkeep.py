@@ -3,7 +3,8 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from concurrent.futures import Future
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -22,13 +23,9 @@ __all__ = ["Upkeep"]
 
 _STEP: Final = 0.02
 _WEIGHTS: Final = 0.002  # seconds of comparing at a time: no answer waits longer for it
+_PATIENCE: Final = 1.0  # that comparing waits for a version which is busy
 _MEMORY_EVERY: Final = 1.0
 _SAVE_EVERY: Final = 10.0
-_MOST_HANGS: Final = 8  # each costs a thread and a model, as long as it lasts
-_HANGS_FOR_EVER: Final = (
-    f"it hung {_MOST_HANGS} times in this process, where nothing can end it; run versions in processes, or start the "
-    "program anew"
-)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ class Upkeep:
         self.core = core
         self.save = save
         self._credit = 0.0
-        self._next = 0
+        self._compared: dict[str, float] = {}
         self._last = core.clock()
         self._shadowed: dict[str, tuple[Tensor, Tensor]] = {}
         self._next_memory = self._last
@@ -107,26 +104,29 @@ class Upkeep:
         """Start what is due for a version."""
         settings = self.core.settings
         if member.breaker.is_due(now):
-            if member.restart and member.runner.busy and not member.runner.parallel:
-                member.hangs += 1
-            if member.hangs > _MOST_HANGS:
-                self.core.suspend(member, "timeout", _HANGS_FOR_EVER)
-            elif member.restart:
+            if member.restart:
                 member.tally.restarts += 1
                 self.core.events.write("restarting", member.name, detail=member.reason)
-                member.pending = Pending("start", member.runner.start(), now + settings.start_seconds)
+                self._wait(member, "start", member.runner.start(), settings.start_seconds)
             elif not member.runner.busy:
-                self._try_canary(member, now)
+                self._try_canary(member)
         elif member.usable and settings.canary_every and now >= member.next_canary and not member.runner.busy:
             member.next_canary = now + settings.canary_every
-            self._try_canary(member, now)
+            self._try_canary(member)
 
-    def _try_canary(self, member: Member, now: float) -> None:
+    def _try_canary(self, member: Member) -> None:
         future = member.runner.ask(Question(self.core.roster.canary, measured=False))
-        member.pending = Pending("canary", future, now + self.core.settings.deadline)
+        self._wait(member, "canary", future)
+
+    def _wait(self, member: Member, what: Purpose, future: "Future[Any]", seconds: float | None = None) -> None:
+        """Hear of it in a later step."""
+        until = self.core.clock() + (self.core.settings.deadline if seconds is None else seconds)
+        member.pending = Pending(what, future, until, member.breaker.opened)
 
     def _finish(self, member: Member, pending: Pending, now: float) -> None:
-        """Act on what came of something that was waited for."""
+        """Act on what came of something that was waited for, if no fault came in between: then it tells nothing."""
+        if pending.opened != member.breaker.opened:
+            return
         try:
             result = pending.future.result()
         except Exception as error:
@@ -138,7 +138,7 @@ class Upkeep:
             member.restart = False
             member.stuck.forget()
             member.memory = member.runner.memory()
-            self._try_canary(member, now)
+            self._try_canary(member)
         elif pending.what == "canary":
             self._judge(member, result, now)
         elif pending.what == "shadow":
@@ -154,24 +154,26 @@ class Upkeep:
             return
         if member.expected is None:
             member.expected = logits_told(answers).float()
-        if member.breaker.is_open:
-            with self.core.lock:
+        with self.core.lock:
+            if member.breaker.is_open and not member.restart:
                 member.breaker.close(now)
                 member.next_canary = now + self.core.settings.canary_every
                 self.core.note_change(member)
 
     def _compare_weights(self, members: tuple[Member, ...], now: float) -> None:
-        """Go on with the next version, as far as the share of the time allows."""
+        """Go on with the version that was not compared for longest, as far as the share of the time allows."""
         self._credit = min(self._credit + self.core.settings.upkeep_share * (now - self._last), 10 * _WEIGHTS)
         self._last = now
-        free = [member for member in members if member.usable and member.pending is None and not member.runner.busy]
-        if self._credit < _WEIGHTS or not free:
+        waiting = [member for member in members if member.usable and member.pending is None]
+        if self._credit < _WEIGHTS or not waiting:
+            return
+        waiting.sort(key=lambda member: self._compared.get(member.name, 0.0))
+        member = next((member for member in waiting if not member.runner.busy), waiting[0])
+        if member.runner.busy and now < self._compared.get(member.name, 0.0) + _PATIENCE:
             return
         self._credit -= _WEIGHTS
-        self._next += 1
-        member = free[self._next % len(free)]
-        future = member.runner.check_weights(_WEIGHTS)
-        member.pending = Pending("weights", future, now + self.core.settings.deadline)
+        self._compared[member.name] = now
+        self._wait(member, "weights", member.runner.check_weights(_WEIGHTS), _PATIENCE + self.core.settings.deadline)
 
     def _check_memory(self, member: Member) -> None:
         most, now = self.core.settings.memory_growth, member.runner.memory()
@@ -189,11 +191,11 @@ class Upkeep:
         if work is None or not len(work[0]):
             return
         images, labels = work
-        roster, until = self.core.roster, self.core.clock() + self.core.settings.deadline
+        roster = self.core.roster
         for member in roster.members:
             if member.shadow and member.usable and member.pending is None and not member.runner.busy:
                 question = Question(images, roster.saved.predictor.needs, measured=False)
-                member.pending = Pending("shadow", member.runner.ask(question), until)
+                self._wait(member, "shadow", member.runner.ask(question))
                 self._shadowed[member.name] = (keys_of(images), labels.cpu())
 
     def _note_shadow(self, member: Member, answers: Answers) -> None:

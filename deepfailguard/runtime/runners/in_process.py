@@ -17,6 +17,11 @@ from deepfailguard.runtime.runners.loaded import LoadedVersion
 __all__ = ["InProcessRunner"]
 
 _SECONDS_TO_END: Final = 5.0
+_MOST_HUNG: Final = 8
+_HANGS_FOR_EVER: Final = (
+    f"version {{!r}} hangs {_MOST_HUNG} times over in this process, where nothing can end it; run versions in "
+    "processes, or start the program anew"
+)
 
 T = TypeVar("T")
 _Mark = tuple[int, int]  # how often it was started and abandoned when something was asked
@@ -31,7 +36,7 @@ class InProcessRunner:
 
     What was abandoned goes on on its thread, and its result is thrown away. Until it ends, or the version is
     started anew (with another module), the version cannot be asked: futures fail with `VersionLostError`. Each
-    restart of a version that hangs for ever costs a thread and a module.
+    restart of a version that hangs for ever costs a thread and a module: after eight it is not started any more.
 
     Args:
         name: the version's.
@@ -54,6 +59,7 @@ class InProcessRunner:
         self._loaded: LoadedVersion | None = None
         self._proven = False
         self._left: list[Job[Any]] = []
+        self._hung: list[Job[Any]] = []
         self._started = self._abandoned = 0
         self._closed = False
 
@@ -64,6 +70,12 @@ class InProcessRunner:
 
     def start(self) -> "Future[None]":
         """Load the version in place of the one that runs, if one does; that goes on until then."""
+        with self._lock:
+            self._hung = [job for job in self._hung if job.under_way]
+            if len(self._hung) >= _MOST_HUNG:
+                refused: Future[None] = Future()
+                refused.set_exception(VersionLostError(_HANGS_FOR_EVER.format(self.name)))
+                return refused
         return self._submit(lambda _: self._start(), start=True)
 
     def ask(self, question: Question) -> "Future[Answers]":
@@ -90,6 +102,7 @@ class InProcessRunner:
             self._abandoned += 1
             self._proven = False
             self._left = [left for left in (*self._left, job) if left.under_way]
+            self._hung = [hung for hung in (*self._hung, job) if hung.under_way]
         job.fail(given_up)
 
     def close(self) -> None:

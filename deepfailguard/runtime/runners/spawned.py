@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, resource_tracker, util
+from multiprocessing import get_all_start_methods, get_context, resource_tracker, util
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
@@ -26,13 +27,14 @@ UNGUARDED: Final = (
 )
 _SECONDS_TO_WRITE: Final = 10.0  # its cache, before it is ended
 _SECONDS_TO_DIE: Final = 3.0  # for one that broke its line, or was killed
+_IMPORTED_ANYWAY: Final = "deepfailguard.runtime.runtime"  # by the main module, which each process imports
 
 
 class Spawned:
     """A process for a version, and the line to it.
 
-    One thread launches it, asks it and ends it. That thread must live as long as the process does, which ends with
-    it. Other threads may kill it, also while it is launched or asked.
+    One thread launches it, asks it and ends it, and lives as long as the process does: where no server starts
+    processes, this one ends with that thread. Other threads may kill it, also while it is launched or asked.
 
     Args:
         briefing: what it must know.
@@ -41,7 +43,7 @@ class Spawned:
     def __init__(self, briefing: Briefing) -> None:
         self.briefing = briefing
         self._lock = threading.Lock()
-        self._process: SpawnProcess | None = None
+        self._process: BaseProcess | None = None
         self._line: Connection | None = None
         self._at_exit: util.Finalize | None = None
         self._ready = False
@@ -107,7 +109,7 @@ class Spawned:
         self._bury(0.0 if self.briefing.cache is None else _SECONDS_TO_WRITE)
 
     def _start(self) -> None:
-        context = get_context("spawn")  # a fork would inherit threads and a CUDA context, and hang
+        context = _context()
         try:
             ours, theirs = context.Pipe()
             # The line and no argument carries the briefing: a process that dies too early would block its sender.
@@ -176,6 +178,18 @@ class Spawned:
         return f"its process ended with exit code {code}{hint}"
 
 
+def _context() -> ForkServerContext | SpawnContext:
+    """How processes are started: by a server that has imported torch and has one thread, in a hundredth of the time.
+
+    A fork of this process would inherit its threads and its CUDA context, and hang.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([serve.__module__, _IMPORTED_ANYWAY])
+    return context
+
+
 def _packed(briefing: Briefing) -> bytes:
     parts = {"source": briefing.source, "distance estimator": briefing.distance, "cache": briefing.cache}
     for what, part in parts.items():
@@ -200,7 +214,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _kill(process: SpawnProcess) -> None:
+def _kill(process: BaseProcess) -> None:
     """Kill it and what it started; it leads a session of its own from its first moments on."""
     if process.pid is not None:
         with suppress(ProcessLookupError, PermissionError):

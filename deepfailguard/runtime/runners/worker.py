@@ -62,7 +62,7 @@ def _stand_apart() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = parent_process()
-    if parent is not None and os.getppid() != parent.pid:
+    if parent is not None and not parent.is_alive():
         sys.exit(1)  # it ended before
 
 

@@ -206,6 +206,31 @@ def test_a_version_that_repeats_itself_is_left_out_at_once(runtime: GuardRuntime
     assert (verdict.weights[:, 2] == 0).all()
 
 
+def test_a_version_that_gives_the_batch_before_again_is_left_out(runtime: GuardRuntime, house: FakeHouse) -> None:
+    kept: list[Answers] = []
+
+    def behave(answers: Answers, _: Question) -> Answers:
+        kept.append(answers)
+        return replace(kept[0], health=replace(answers.health))
+
+    house.runners["bob"].behave = behave
+    assert not runtime(bars(8, seed=9).images).degraded
+    verdict = runtime(bars(8, seed=10).images)
+    assert verdict.health[1].fault == "stuck output"
+
+
+def test_what_was_asked_before_a_fault_does_not_excuse_it(guard: GuardedPredictor, house: FakeHouse) -> None:
+    with _runtime(guard, house, replace(SETTINGS, canary_every=1.0)) as runtime:
+        house.clock.now += 2.0
+        runtime.upkeep()  # all are asked the canary inputs, and pass
+        house.runners["eve"].behave = lambda answers, _: change_logits(
+            answers, torch.full_like(answers.logits, torch.nan)
+        )
+        assert runtime(bars(4, seed=9).images).health[2].fault == "not finite"
+        runtime.upkeep()  # hears of it
+        assert runtime.status().versions[2].state == "suspended"
+
+
 def test_repeating_oneself_on_alike_inputs_is_no_fault(runtime: GuardRuntime) -> None:
     blank = torch.zeros(4, 1, 8, 8)
     blank[:, 0, 7, 7] = torch.arange(4) / 100  # a pixel that no model looks at but for noise
@@ -419,7 +444,7 @@ def test_memory_that_grows_restarts_a_process(runtime: GuardRuntime, house: Fake
     assert runtime.status().versions[1].fault == "memory growth"
     bob.bytes = 100 << 20
     house.clock.now += 1.0
-    for _ in range(3):
+    for _ in range(4):
         runtime.upkeep()
     assert bob.starts == 2
     assert runtime.status().versions[1].state == "serving"
