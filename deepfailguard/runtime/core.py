@@ -16,7 +16,7 @@ from deepfailguard.predictor.base import SettlingPredictor
 from deepfailguard.runtime.base import Question
 from deepfailguard.runtime.events import EventLog
 from deepfailguard.runtime.examining import Finding, examine
-from deepfailguard.runtime.gathering import Clock, gather, gather_in_turns
+from deepfailguard.runtime.gathering import NO_TIME, Clock, gather, gather_in_turns
 from deepfailguard.runtime.member import Member
 from deepfailguard.runtime.roster import Roster
 from deepfailguard.runtime.settings import Settings
@@ -134,8 +134,8 @@ class Core:
         start = self.clock()
         with self.lock:
             self._watch(roster, told, len(good))
-            late = [column for column in active if not roster.members[column].usable]
-            absent |= {column: _failed(roster.members[column], told.pop(column)) for column in late}
+            out = [n for n in active if not roster.members[n].usable or told[n].health.problem == NO_TIME]
+            absent |= {column: _failed(roster.members[column], told.pop(column)) for column in out}
         verdict = self._judge(roster, told, absent, good, batch)
         self.judging += _NEW * (self.clock() - start - self.judging)
         for column in active:
@@ -215,5 +215,7 @@ class Core:
 
 
 def _failed(member: Member, answers: Answers) -> VersionHealth:
-    """Health of a version whose answers came and do not count."""
+    """Health of a version whose answers came and do not count, or that could not be asked any more."""
+    if member.usable:
+        return answers.health
     return replace(member.absence(), asked=answers.health.asked)

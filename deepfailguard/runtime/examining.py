@@ -62,14 +62,12 @@ def examine(member: Member, answers: Answers, keys: Tensor, canary: Tensor, seco
 
 def canary_problem(member: Member, canary: Tensor, seconds: float) -> str:
     """What is wrong with a version's answers to the canary inputs; empty if nothing is."""
-    if seconds <= 0:
-        return "there was no time left to try them"
     answers = ask_within(member, Question(canary, measured=False), seconds)
     return judge_canary(member, answers)
 
 
 def judge_canary(member: Member, answers: Answers) -> str:
     """What is wrong with these answers to the canary inputs; empty if nothing is."""
-    if answers.health.fault is not None:
+    if answers.health.fault is not None or not answers.health.asked:
         return answers.health.problem
     return "" if member.expected is None else mismatch(member.expected, logits_told(answers))

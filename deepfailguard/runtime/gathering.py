@@ -4,20 +4,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from torch import Tensor
 
 from deepfailguard.errors import VersionLostError
 from deepfailguard.guard.asking import Answers, no_answers
 from deepfailguard.guard.turns import ask_in_turns
-from deepfailguard.guard.verdict import FaultKind
+from deepfailguard.guard.verdict import FaultKind, VersionHealth
 from deepfailguard.predictor.base import SettlingPredictor
 from deepfailguard.runtime.base import Question
 from deepfailguard.runtime.member import Member
 
-__all__ = ["Clock", "ask_within", "gather", "gather_in_turns"]
+__all__ = ["NO_TIME", "Clock", "ask_within", "gather", "gather_in_turns"]
 
 Clock = Callable[[], float]
+
+NO_TIME: Final = "it was not asked: the others left no time until the deadline"
 
 
 @dataclass(slots=True)
@@ -41,15 +44,17 @@ def gather(members: Sequence[Member], question: Question, end: float, clock: Clo
     Those that run beside one another have all the time there is. Those that take turns share it: each may take an
     equal part of what the ones before it have left, but no more than twice its part of all.
     """
+    given = end - clock()
     beside = {m.name: _call(m, question) for m in members if m.runner.parallel}
     in_turn = [m for m in members if not m.runner.parallel]
-    told, most = {}, 2 * (end - clock()) / max(len(in_turn), 1)
+    told = {}
     for number, member in enumerate(in_turn):
-        seconds = (end - clock()) / (len(in_turn) - number)
-        told[member.name] = _wait(member, _call(member, question), question, min(seconds, most))
+        left = end - clock()
+        share = min(left / (len(in_turn) - number), 2 * given / len(in_turn))
+        told[member.name] = ask_within(member, question, share)
     for member in members:
         if member.name in beside:
-            told[member.name] = _wait(member, beside[member.name], question, end - clock())
+            told[member.name] = _wait(member, beside[member.name], question, end - clock(), given)
     return [told[member.name] for member in members]
 
 
@@ -67,8 +72,11 @@ def gather_in_turns(
 
 
 def ask_within(member: Member, question: Question, seconds: float) -> Answers:
-    """One member's answers within so many seconds."""
-    return _wait(member, _call(member, question), question, seconds)
+    """One member's answers within so many seconds; if there are none it is not asked, and not to blame."""
+    if seconds <= 0:
+        answers = _failed(member, question, "", None)
+        return replace(answers, health=VersionHealth(member.name, 0, 0, NO_TIME))
+    return _wait(member, _call(member, question), question, seconds, seconds)
 
 
 def _call(member: Member, question: Question) -> _Call:
@@ -80,18 +88,18 @@ def _call(member: Member, question: Question) -> _Call:
         return _Call(failed)
 
 
-def _wait(member: Member, call: _Call, question: Question, seconds: float) -> Answers:
+def _wait(member: Member, call: _Call, question: Question, seconds: float, given: float) -> Answers:
     try:
         answers = call.future.result(max(seconds, 0.0))
     except Exception as error:
         if isinstance(error, TimeoutError) and not call.future.done():
             member.runner.abandon()
-            return _failed(member, question, f"gave no answer within {max(seconds, 0.0):.3g} s", "timeout")
+            return _failed(member, question, f"gave no answer within {given:.3g} s", "timeout")
         fault: FaultKind = "process died" if isinstance(error, VersionLostError) else "exception"
         return _failed(member, question, f"{type(error).__name__}: {error}", fault)
     member.tally.note_seconds(call.seconds)
     return answers
 
 
-def _failed(member: Member, question: Question, problem: str, fault: FaultKind) -> Answers:
+def _failed(member: Member, question: Question, problem: str, fault: FaultKind | None) -> Answers:
     return no_answers(member.name, member.classes, len(question.images), problem, fault)

@@ -117,6 +117,23 @@ def test_versions_that_take_turns_share_the_time(guard: GuardedPredictor) -> Non
         assert (verdict.labels >= 0).all()
 
 
+def test_who_could_not_be_asked_is_not_to_blame(guard: GuardedPredictor) -> None:
+    house = FakeHouse(parallel=False)
+    with _runtime(guard, house, SETTINGS) as runtime:
+
+        def behave(answers: Answers, _: Question) -> Answers:
+            house.clock.now += 5.0  # whatever stopped the whole program for so long
+            return answers
+
+        house.runners["ann"].behave = behave
+        verdict = runtime(bars(4, seed=9).images)
+        assert _states(verdict) == ["serving"] * 3
+        assert verdict.degraded
+        assert verdict.ground == "versions left"
+        assert "no time" in verdict.health[2].problem
+        assert not runtime(bars(4, seed=9).images, deadline=100.0).degraded
+
+
 def test_a_version_serves_again_when_it_passes_the_canary(runtime: GuardRuntime, house: FakeHouse) -> None:
     ann = house.runners["ann"]
     ann.broken, images = VersionLostError("killed"), bars(4, seed=9).images
