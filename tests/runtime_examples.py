@@ -38,9 +38,18 @@ MODES = (
     "allocate",  # memory that is not given back, with each answer
     "breed",  # a process that has all its files, and goes on
 )
+SECONDS = 120.0  # for anything that a test waits for: only what hangs takes so long
 EXIT_CODE = 3
 ALLOCATED = 32 << 20  # bytes
 _MODE, _MET, _SECONDS, _CHILD, _SIZE = 0, 8, 16, 24, 64  # places in the file
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for it."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"not {what} within {SECONDS} s"
+        time.sleep(0.005)
 
 
 class Switch:
@@ -93,12 +102,9 @@ class Switch:
         struct.pack_into("=Q", self._memory, _MET, self.met + 1)
         return self.mode
 
-    def wait_met(self, count: int, seconds: float = 60.0) -> None:
+    def wait_met(self, count: int) -> None:
         """Wait until so many forward passes began."""
-        until = time.monotonic() + seconds
-        while self.met < count:
-            assert time.monotonic() < until, f"only {self.met} of {count} forward passes began within {seconds} s"
-            time.sleep(0.002)
+        until(lambda: self.met >= count, f"met {count} times")
 
 
 class Switched(nn.Module):

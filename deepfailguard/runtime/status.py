@@ -32,6 +32,7 @@ class VersionStatus:
         accuracy: in calibration; NaN for one that was not calibrated.
         memory: bytes that its process occupies; None if it has none of its own.
         fingerprint: hash of its sound weights.
+        shadow: whether its answers never count, be it sound or not.
     """
 
     name: str
@@ -52,6 +53,7 @@ class VersionStatus:
     accuracy: float
     memory: int | None
     fingerprint: str
+    shadow: bool = False
 
     def as_dict(self) -> Any:
         """The fields by name, ready for JSON."""

@@ -66,4 +66,5 @@ def _version(member: Member) -> VersionStatus:
         accuracy=member.accuracy,
         memory=member.runner.memory(),
         fingerprint=member.fingerprint,
+        shadow=member.shadow,
     )

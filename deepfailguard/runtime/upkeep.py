@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from deepfailguard.errors import VersionLostError
+from deepfailguard.errors import CorruptFileError, VersionLostError
 from deepfailguard.guard.asking import Answers
 from deepfailguard.guard.canary import logits_told
 from deepfailguard.guard.verdict import FaultKind
@@ -130,7 +130,7 @@ class Upkeep:
         try:
             result = pending.future.result()
         except Exception as error:
-            fault: FaultKind = "process died" if isinstance(error, VersionLostError) else "exception"
+            fault: FaultKind = _KINDS.get(type(error), "exception")
             member.restart = True
             self.core.suspend(member, fault, f"{_NAMES[pending.what]} failed: {error}")
             return
@@ -211,6 +211,10 @@ class Upkeep:
             member.next_canary = self.core.clock()  # it is tried at once
 
 
+_KINDS: Final[dict[type[Exception], FaultKind]] = {
+    VersionLostError: "process died",
+    CorruptFileError: "weights changed",
+}
 _NAMES: Final[dict[Purpose, str]] = {
     "start": "starting it",
     "canary": "trying it on canary inputs",

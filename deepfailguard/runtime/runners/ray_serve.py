@@ -18,7 +18,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SECONDS_TO_SPREAD = 5.0
+_SECONDS_TO_SPREAD: Final = 5.0
+_SECONDS_TO_CHECK: Final = 0.2
+_PAUSE: Final = 0.1
 _SMALL: Final = 100_000  # bytes up to which Ray sends an argument along instead of storing it
 
 
@@ -95,7 +97,7 @@ class RayServeRunner:
     parallel = True
 
     def __init__(
-        self, name: str, handle: Any, classes: int, link: RayLink, *, retries: int = 2, retry_seconds: float = 0.5
+        self, name: str, handle: Any, classes: int, link: RayLink, *, retries: int = 2, retry_seconds: float = 1.0
     ) -> None:
         self.name = name
         self._handle = handle
@@ -124,8 +126,8 @@ class RayServeRunner:
         return self._submit(self._ask(question))
 
     def check_weights(self, seconds: float) -> "Future[tuple[str, ...]]":
-        """Those of one replica, another one each time; each also looks at its own now and then, and leaves."""
-        return self._submit(self._call("check_weights", seconds))
+        """Those of one replica, another one each time; none if all are busy: each looks at its own besides."""
+        return self._submit(self._check_weights(seconds))
 
     def memory(self) -> int | None:
         """Not known: replicas have machines and limits of their own."""
@@ -164,8 +166,25 @@ class RayServeRunner:
     async def _start(self) -> None:
         if self._started:
             await self._renew()
-        await self._call("ready")
+        while not await self._is_ready():
+            await asyncio.sleep(_PAUSE)
         self._started = True
+
+    async def _is_ready(self) -> bool:
+        """Whether a replica is there; Ray starts others for those that are lost, for as long as anybody waits."""
+        try:
+            await self._call("ready")
+        except VersionLostError:
+            return False
+        return True
+
+    async def _check_weights(self, seconds: float) -> tuple[str, ...]:
+        try:
+            async with asyncio.timeout(seconds + _SECONDS_TO_CHECK):
+                changed: tuple[str, ...] = await self._call("check_weights", seconds)
+        except (TimeoutError, VersionLostError):  # that says nothing of weights; a question will find out more
+            return ()
+        return changed
 
     async def _ask(self, question: Question) -> Answers:
         images = self._link.images_of(question)

@@ -33,8 +33,7 @@ _IMPORTED_ANYWAY: Final = "deepfailguard.runtime.runtime"  # by the main module,
 class Spawned:
     """A process for a version, and the line to it.
 
-    One thread launches it, asks it and ends it, and lives as long as the process does: where no server starts
-    processes, this one ends with that thread. Other threads may kill it, also while it is launched or asked.
+    One thread launches it, asks it and ends it. Other threads may kill it, also while it is launched or asked.
 
     Args:
         briefing: what it must know.
@@ -122,8 +121,11 @@ class Spawned:
                 raise
             finally:
                 theirs.close()  # so that the line breaks when the process dies
-        except (OSError, AssertionError, RuntimeError) as error:  # no memory, no more files, in a daemon of its own
-            raise VersionError(f"no process for version {self.briefing.name!r} can be started: {error}") from error
+        # No memory, no more files, a daemon that must not start any, a server that ended.
+        except (OSError, AssertionError, RuntimeError, EOFError) as error:
+            raise VersionError(
+                f"no process for version {self.briefing.name!r} can be started: {type(error).__name__}: {error}"
+            ) from error
         self._at_exit = util.Finalize(self, _kill, (process,), exitpriority=10)
         with self._lock:
             self._process, self._line = process, ours
@@ -215,7 +217,10 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _kill(process: BaseProcess) -> None:
-    """Kill it and what it started; it leads a session of its own from its first moments on."""
+    """Kill it and what it started; it leads a session of its own from its first moments on.
+
+    Where the server that started it has ended, multiprocessing believes that so has the process, and would do nothing.
+    """
     if process.pid is not None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

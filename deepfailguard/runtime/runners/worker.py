@@ -1,7 +1,7 @@
 """A version's own process: answers what comes over a line until that is closed."""
 
-import ctypes
 import faulthandler
+import fcntl
 import os
 import signal
 import sys
@@ -11,7 +11,6 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -22,8 +21,6 @@ from deepfailguard.runtime.runners.loaded import LoadedVersion
 from deepfailguard.runtime.runners.wire import Message, answers_message, question_of, receive, send
 
 __all__ = ["Briefing", "serve"]
-
-_PR_SET_PDEATHSIG: Final = 1  # of Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,18 @@ def serve(line: Connection) -> None:
 
 def _stand_apart() -> None:
     """End with the runtime, in whatever way that ends, and by nothing else that is meant for it (Ctrl-C, say)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # before it ends, the runtime has answers to wait for
+        signal.signal(number, signal.SIG_IGN)
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = parent_process()
-    if parent is not None and not parent.is_alive():
+    if parent is None:
+        return
+    if hasattr(fcntl, "F_SETSIG"):  # Linux: it kills this process when the runtime's breaks off, even if it hangs
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+    if not parent.is_alive():
         sys.exit(1)  # it ended before
 
 
