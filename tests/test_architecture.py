@@ -20,7 +20,8 @@ RANKS = {
     **dict.fromkeys(("faults", "training", "boundary", "predictor", "decision"), 3),
     **dict.fromkeys(("monitor", "diagnosis", "recovery", "campaign", "guard", "evaluation"), 4),
     **dict.fromkeys(("pipeline", "runtime"), 5),
-    **dict.fromkeys(("serving", "cli"), 6),
+    "serving": 6,
+    "cli": 7,
 }
 LARGEST_FILE = 400
 MOST_ARGUMENTS = 9  # GuardedPredictor.fit, the front door; elsewhere aim at 6

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -21,6 +22,9 @@ T = TypeVar("T")
 _SECONDS_TO_SPREAD: Final = 5.0
 _SECONDS_TO_CHECK: Final = 0.2
 _PAUSE: Final = 0.1
+_LEAST_PATIENCE: Final = 0.1
+_PATIENCE: Final = 2.0  # times the longest that an answer took lately
+_FORGETTING: Final = 0.95
 _SMALL: Final = 100_000  # bytes up to which Ray sends an argument along instead of storing it
 
 
@@ -82,8 +86,10 @@ class RayLink:
 class RayServeRunner:
     """Runs a version by its Ray Serve deployment, see `version_deployment`.
 
-    A call whose replica is lost on the way is made again on another one. Who is abandoned is left to itself: a replica
-    takes one question at a time, so one that hangs gets no other, and ends itself after its `hang_seconds`.
+    A call whose replica is lost on the way is made again on another one. A question that takes twice as long as any did
+    lately is asked of a second replica too, and the first answer counts: a replica that hangs, or whose machine went
+    silent, then costs no more than that. Who is abandoned is left to itself: a replica takes one question at a time,
+    so one that hangs gets no other, and ends itself after its `hang_seconds`.
 
     Args:
         name: the version's.
@@ -109,6 +115,7 @@ class RayServeRunner:
         self._calls: set[Future[Any]] = set()
         self._started = False
         self._closed = False
+        self._longest = 0.0
         link.enter()
 
     @property
@@ -188,8 +195,21 @@ class RayServeRunner:
 
     async def _ask(self, question: Question) -> Answers:
         images = self._link.images_of(question)
-        sent = await self._call("ask", images, question.needs, question.measured)
+        sent = await self._ask_twice_if_need_be(images, question.needs, question.measured)
         return heard(sent, self.name, self._classes, len(question.images))
+
+    async def _ask_twice_if_need_be(self, *arguments: Any) -> Any:
+        call, second = asyncio.ensure_future(self._call("ask", *arguments)), None
+        start, patience = time.monotonic(), max(_LEAST_PATIENCE, _PATIENCE * self._longest)
+        try:
+            if (await asyncio.wait([call], timeout=patience))[0]:
+                self._longest = max(time.monotonic() - start, _FORGETTING * self._longest)
+                return call.result()
+            second = asyncio.ensure_future(self._call("ask", *arguments))
+            return await _first_answer(call, second)
+        finally:
+            for each in filter(None, (call, second)):
+                each.cancel()
 
     async def _renew(self) -> None:
         """Tell all replicas; one that cannot be told is lost or about to be, and fresh ones have fresh weights."""
@@ -219,9 +239,18 @@ class RayServeRunner:
 
     def _own_error(self, error: Exception) -> DeepfailguardError:
         """What a replica raised, as an error of ours."""
-        if isinstance(error, DeepfailguardError):
-            return error
-        return VersionError(f"version {self.name!r} failed on Ray: {_first_line(getattr(error, 'cause', error))}")
+        cause = getattr(error, "cause", error)  # without the traceback of a far machine
+        if isinstance(cause, DeepfailguardError):
+            return cause
+        return VersionError(f"version {self.name!r} failed on Ray: {_first_line(cause)}")
+
+
+async def _first_answer(call: "asyncio.Future[Any]", second: "asyncio.Future[Any]") -> Any:
+    """That of the call that ends first; the second one counts only if it brings one."""
+    done, _ = await asyncio.wait([call, second], return_when=asyncio.FIRST_COMPLETED)
+    if call in done or second.exception() is not None:
+        return await call
+    return second.result()
 
 
 async def _cancel_all() -> None:

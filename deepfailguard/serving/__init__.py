@@ -1,0 +1,1 @@
+"""A guard as a server."""

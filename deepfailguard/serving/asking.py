@@ -1,0 +1,117 @@
+"""Asking the guard about a batch of requests, such that none of them can fail the others."""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deepfailguard.errors import DataFormatError
+from deepfailguard.serving.answers import Answer, Batch, batch_of, part_of
+from deepfailguard.serving.base import Runtime
+from deepfailguard.serving.refusing import RefusedError
+
+__all__ = ["Job", "answer_jobs"]
+
+logger = logging.getLogger(__name__)
+
+_FOR_THE_GUARD: Final = 0.9  # of the time that is left; the rest is for the way back to the client
+_LEAST: Final = 0.5  # of the deadline: a guard in a hurry would find fault with sound versions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What a request wants to be asked.
+
+    Attributes:
+        images: (B, C, H, W) floating point.
+        arrived: when, as `time.monotonic` tells.
+        until: when the answer is too late.
+    """
+
+    images: NDArray[Any]
+    arrived: float
+    until: float
+
+
+def answer_jobs(
+    runtime: Runtime, jobs: Sequence[Job], deadline: float, observe: Callable[[Batch, float], None]
+) -> list[Answer | RefusedError]:
+    """What to tell each request. Never raises.
+
+    If the guard itself fails on the batch, each request is asked alone once; one that fails again is refused with an
+    id that stands in the log.
+
+    Args:
+        runtime: the guard.
+        jobs: the requests.
+        deadline: what the server allows a request, in seconds.
+        observe: is told of each batch.
+    """
+    try:
+        return list(_ask(runtime, jobs, deadline, observe))
+    except Exception as error:  # whatever it is: these are requests of different clients
+        logger.warning("a batch of %d requests failed: %r; each is asked alone", len(jobs), error)
+    return [_ask_alone(runtime, job, deadline, observe) for job in jobs]
+
+
+def _ask_alone(
+    runtime: Runtime, job: Job, deadline: float, observe: Callable[[Batch, float], None]
+) -> Answer | RefusedError:
+    if job.until <= time.monotonic():
+        return RefusedError(504, f"there was no answer within the deadline of {deadline:g} s; ask again", 1)
+    try:
+        return _ask(runtime, [job], deadline, observe)[0]
+    except DataFormatError as error:
+        return RefusedError(400, str(error))
+    except Exception:
+        number = uuid.uuid4().hex[:12]
+        logger.exception("request %s failed", number)
+        return RefusedError(
+            500, f"the guard failed on this request; the log of the server tells why, look for {number}"
+        )
+
+
+def _ask(
+    runtime: Runtime, jobs: Sequence[Job], deadline: float, observe: Callable[[Batch, float], None]
+) -> list[Answer]:
+    images, began = _tensor([job.images for job in jobs]), time.monotonic()
+    verdict = runtime(images, _seconds_for(jobs, began, deadline))
+    if len(verdict) != len(images):
+        raise RuntimeError(f"the guard gave {len(verdict)} answers to {len(images)} images")
+    batch = batch_of(verdict)
+    _tell(observe, batch, time.monotonic() - began)
+    answers, start = [], 0
+    for job in jobs:
+        answers.append(part_of(batch, start, start + len(job.images)))
+        start += len(job.images)
+    return answers
+
+
+def _tell(observe: Callable[[Batch, float], None], batch: Batch, seconds: float) -> None:
+    try:
+        observe(batch, seconds)
+    except Exception:  # who looks on must not take the answer down
+        logger.exception("a batch could not be counted")
+
+
+def _seconds_for(jobs: Sequence[Job], now: float, deadline: float) -> float:
+    """What the guard may take: as long as the first request to come still has.
+
+    By the server's deadline, not by the clients' own: one that is in a hurry must not make the guard leave versions
+    out of others' answers.
+    """
+    left = deadline - (now - min(job.arrived for job in jobs))
+    return max(_FOR_THE_GUARD * left, _LEAST * deadline)
+
+
+def _tensor(images: Sequence[NDArray[Any]]) -> Tensor:
+    """One batch (B, C, H, W) float32 that nobody else holds; values too large for float32 become infinite."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.concatenate(images, dtype=np.float32, casting="same_kind"))

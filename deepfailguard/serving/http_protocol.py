@@ -1,0 +1,65 @@
+"""HTTP connections whose heads are bounded, in size and in time."""
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+__all__ = ["BoundedProtocol"]
+
+_LARGEST_HEAD: Final = 65536
+_HEAD_SECONDS: Final = 10.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, which itself would wait for ever for a head, and keep one of any size.
+
+    A connection has ten seconds from its opening, or from a request's first byte, to the end of the request's head.
+    """
+
+    _head: int | None = 0  # bytes of a head that came so far; None while none is expected
+    _alarm: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._head_is_complete()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; refuse a head that grows too large."""
+        super().data_received(data)
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > _LARGEST_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"The head of a request must not be larger than {_LARGEST_HEAD} bytes.")
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The body comes next."""
+        self._head_is_complete()
+        super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        self._head = 0
+        if self._alarm is None:
+            self._alarm = self.loop.call_later(_HEAD_SECONDS, self._too_late)
+
+    def _head_is_complete(self) -> None:
+        self._head = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _too_late(self) -> None:
+        transport: Any = self.transport
+        if not transport.is_closing():
+            transport.close()

@@ -1,0 +1,29 @@
+"""Requests that are not answered, and what their clients are told."""
+
+from typing import Final
+
+from deepfailguard.errors import DeepfailguardError
+
+__all__ = ["CLIENT_GONE", "SHUTTING_DOWN", "RefusedError"]
+
+CLIENT_GONE: Final = 499
+"""Stands for a status where nobody is left to read one."""
+
+
+class RefusedError(DeepfailguardError):
+    """A request that is not answered; the text says what was expected, what came, and what to do.
+
+    Attributes:
+        status: HTTP's status code, >= 400; gRPC's is derived from it.
+        text: for the client.
+        retry_after: whole seconds after which to come again; None if that would not help.
+    """
+
+    def __init__(self, status: int, text: str, retry_after: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+
+
+SHUTTING_DOWN: Final = "the server is shutting down; ask another one, or again in a few seconds"
