@@ -20,6 +20,7 @@ __all__ = ["add_serve"]
 logger = logging.getLogger(__name__)
 
 _DONE, _FAILED, _ASKED_WRONG = 0, 1, 2
+_FOR_VERSIONS: Final = 0.4  # then a request that waits behind a version which hangs is answered in time all the same
 _KEYS: Final = {"key": "DEEPFAILGUARD_KEY", "admin_key": "DEEPFAILGUARD_ADMIN_KEY"}
 
 
@@ -74,6 +75,11 @@ def _add_how(group: Any) -> None:
 
 def _add_limits(group: Any) -> None:
     group.add_argument("--deadline", type=float, default=1.0, help="seconds from request to answer (%(default)s)")
+    group.add_argument(
+        "--version-deadline",
+        type=float,
+        help=f"seconds that versions have for a batch; later ones are left out ({_FOR_VERSIONS:g} of --deadline)",
+    )
     group.add_argument("--max-batch", type=int, default=64, help="images that are judged together (%(default)s)")
     group.add_argument("--max-wait-ms", type=float, default=2.0, help="that a first image waits for more (%(default)s)")
     group.add_argument("--queue", type=int, default=1024, help="images that may wait; more get 503 (%(default)s)")
@@ -149,7 +155,9 @@ def _find_packages_here() -> None:
 
 
 def _runtime_settings(arguments: argparse.Namespace) -> Settings:
-    return Settings(deadline=arguments.deadline, least_versions=arguments.least_versions)
+    given = arguments.version_deadline
+    deadline = _FOR_VERSIONS * arguments.deadline if given is None else given
+    return Settings(deadline=deadline, least_versions=arguments.least_versions)
 
 
 def _server_settings(arguments: argparse.Namespace) -> ServerSettings:

@@ -22,7 +22,7 @@ from deepfailguard.types import NO_ANSWER
 __all__ = ["Upkeep"]
 
 _STEP: Final = 0.02
-_WEIGHTS: Final = 0.002  # seconds of comparing at a time: no answer waits longer for it
+_WEIGHTS: Final = 0.0005  # seconds of comparing at a time: no answer waits longer for it
 _PATIENCE: Final = 1.0  # that comparing waits for a version which is busy
 _MEMORY_EVERY: Final = 1.0
 _SAVE_EVERY: Final = 10.0

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,6 @@ __all__ = ["Job", "answer_jobs"]
 
 logger = logging.getLogger(__name__)
 
-_FOR_THE_GUARD: Final = 0.9  # of the time that is left; the rest is for the way back to the client
-_LEAST: Final = 0.5  # of the deadline: a guard in a hurry would find fault with sound versions
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -31,12 +28,10 @@ class Job:
 
     Attributes:
         images: (B, C, H, W) floating point.
-        arrived: when, as `time.monotonic` tells.
         until: when the answer is too late.
     """
 
     images: NDArray[Any]
-    arrived: float
     until: float
 
 
@@ -51,11 +46,11 @@ def answer_jobs(
     Args:
         runtime: the guard.
         jobs: the requests.
-        deadline: what the server allows a request, in seconds.
+        deadline: what the server allows a request, in seconds; for the message only.
         observe: is told of each batch.
     """
     try:
-        return list(_ask(runtime, jobs, deadline, observe))
+        return list(_ask(runtime, jobs, observe))
     except Exception as error:  # whatever it is: these are requests of different clients
         logger.warning("a batch of %d requests failed: %r; each is asked alone", len(jobs), error)
     return [_ask_alone(runtime, job, deadline, observe) for job in jobs]
@@ -67,7 +62,7 @@ def _ask_alone(
     if job.until <= time.monotonic():
         return RefusedError(504, f"there was no answer within the deadline of {deadline:g} s; ask again", 1)
     try:
-        return _ask(runtime, [job], deadline, observe)[0]
+        return _ask(runtime, [job], observe)[0]
     except DataFormatError as error:
         return RefusedError(400, str(error))
     except Exception:
@@ -78,11 +73,11 @@ def _ask_alone(
         )
 
 
-def _ask(
-    runtime: Runtime, jobs: Sequence[Job], deadline: float, observe: Callable[[Batch, float], None]
-) -> list[Answer]:
+def _ask(runtime: Runtime, jobs: Sequence[Job], observe: Callable[[Batch, float], None]) -> list[Answer]:
     images, began = _tensor([job.images for job in jobs]), time.monotonic()
-    verdict = runtime(images, _seconds_for(jobs, began, deadline))
+    # By its own deadline, not by the requests': one that is in a hurry must not make the guard leave versions out of
+    # others' answers, and a version that hangs must not take the time of those that wait behind.
+    verdict = runtime(images)
     if len(verdict) != len(images):
         raise RuntimeError(f"the guard gave {len(verdict)} answers to {len(images)} images")
     batch = batch_of(verdict)
@@ -99,16 +94,6 @@ def _tell(observe: Callable[[Batch, float], None], batch: Batch, seconds: float)
         observe(batch, seconds)
     except Exception:  # who looks on must not take the answer down
         logger.exception("a batch could not be counted")
-
-
-def _seconds_for(jobs: Sequence[Job], now: float, deadline: float) -> float:
-    """What the guard may take: as long as the first request to come still has.
-
-    By the server's deadline, not by the clients' own: one that is in a hurry must not make the guard leave versions
-    out of others' answers.
-    """
-    left = deadline - (now - min(job.arrived for job in jobs))
-    return max(_FOR_THE_GUARD * left, _LEAST * deadline)
 
 
 def _tensor(images: Sequence[NDArray[Any]]) -> Tensor:

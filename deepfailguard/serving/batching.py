@@ -138,7 +138,7 @@ class Batcher:
     def _enqueue(self, images: NDArray[Any], now: float, seconds: float) -> list[_Item]:
         most, loop = self.settings.max_batch, asyncio.get_running_loop()
         pieces = [images] if len(images) <= most else [images[i : i + most] for i in range(0, len(images), most)]
-        items = [_Item(Job(piece, now, now + seconds), loop.create_future()) for piece in pieces]
+        items = [_Item(Job(piece, now + seconds), loop.create_future()) for piece in pieces]
         self._waiting.extend(items)
         self._images += len(images)
         self._consider(loop)

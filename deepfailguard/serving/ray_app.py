@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.guard.saved import GuardCard, SavedGuard, load_guard
-from deepfailguard.guard.verdict import Verdict
 from deepfailguard.pipeline.launching.ray_cluster import cluster
 from deepfailguard.runtime.assembling import sources_of
 from deepfailguard.runtime.base import Source
@@ -127,9 +126,11 @@ def deployed(guard: RayGuard, listening: Listening) -> Iterator[None]:
     if not listening.port:
         raise ConfigurationError("on Ray a port must be given: every machine listens on the same one")
     serve = _import_serve()
-    serve.start(http_options=_http(listening), logging_config=_LOGGING)
+    with _plainly(f"Ray Serve cannot listen on {listening.host}:{listening.port}"):
+        serve.start(http_options=_http(listening), logging_config=_LOGGING)
     try:
-        _run(serve, guard)
+        with _plainly(f"the guard in {guard.folder} cannot be deployed on Ray"):
+            serve.run(guard_application(guard), name=guard.application, route_prefix="/", logging_config=_LOGGING)
         yield
     finally:
         serve.delete(guard.application)
@@ -168,15 +169,7 @@ def runtime_on_ray(guard: RayGuard) -> GuardRuntime:
     """A runtime whose versions are the deployments of the guard's application; waits until they are there."""
     saved, sources = guard.load()
     housing = _housing(saved.card, guard.application, RayLink())
-    return _PromptRuntime(saved, sources=sources, isolation=housing, settings=guard.runtime, state=guard.state)
-
-
-class _PromptRuntime(GuardRuntime):
-    """Keeps to its own deadline where a call brings a longer one."""
-
-    def __call__(self, images: Tensor, deadline: float | None = None) -> Verdict:
-        own = self.settings.deadline
-        return super().__call__(images, own if deadline is None else min(own, deadline))
+    return GuardRuntime(saved, sources=sources, isolation=housing, settings=guard.runtime, state=guard.state)
 
 
 def _app_of(guard: RayGuard) -> Callable[[], Any]:
@@ -234,11 +227,13 @@ def _deployment(column: int) -> str:
     return f"version-{column}"  # a version's name may hold anything
 
 
-def _run(serve: Any, guard: RayGuard) -> None:
+@contextmanager
+def _plainly(what: str) -> Iterator[None]:
+    """Tell Ray's errors in a line: they carry the traceback of another process."""
     try:
-        serve.run(guard_application(guard), name=guard.application, route_prefix="/", logging_config=_LOGGING)
+        yield
     except RuntimeError as error:
-        raise ConfigurationError(f"the guard in {guard.folder} cannot be deployed on Ray: {error}") from error
+        raise ConfigurationError(f"{what}: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _http(listening: Listening) -> dict[str, Any]:

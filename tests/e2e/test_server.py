@@ -57,6 +57,7 @@ class Server(NamedTuple):
 def served(work: Path, *arguments: str) -> Iterator[Server]:
     """The command in a process of its own, started where its user works; ended if the test did not end it."""
     command = [sys.executable, "-m", "deepfailguard.cli.main", "serve", "guard", "--port", "0", "--grpc-port", "0"]
+    command += ["--deadline", "60"]  # on a busy machine too
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DEEPFAILGUARD_ADMIN_KEY": ADMIN}
     log = work / f"log-{time.monotonic_ns()}"
     with log.open("w") as stream:
@@ -147,7 +148,7 @@ def test_a_shadow_takes_a_versions_place_while_it_serves(saved: Saved) -> None:
 def test_sigterm_loses_no_accepted_request(saved: Saved) -> None:
     """The versions wait while there is a file: so there is something to be lost."""
     hold = saved.work / "hold"
-    with served(saved.work, "--deadline", "60", "--max-batch", "2") as server, ThreadPoolExecutor(8) as pool:
+    with served(saved.work, "--max-batch", "2") as server, ThreadPoolExecutor(8) as pool:
         ask(tritonclient.http, server.http, images_of(1).numpy())
         hold.touch()
         try:

@@ -174,7 +174,7 @@ def test_options_reach_the_guard_and_the_server(given: Any, tmp_path: Path, monk
     assert given.options["trusted"] == ("deepfailguard", "mymodel", "mine")
     assert given.options["isolation"] == "in process"
     assert given.options["state"] == Path("state")
-    assert (given.options["settings"].deadline, given.options["settings"].least_versions) == (0.5, 2)
+    assert (given.options["settings"].deadline, given.options["settings"].least_versions) == (0.2, 2)
     assert given.states == ["serving", "serving", "shadow"]
 
 
@@ -193,11 +193,11 @@ def test_the_runtime_is_closed_when_the_server_ends_or_cannot_start(
 def test_ray_gets_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(ray_app, "serve_on_ray", lambda *arguments: told.extend(arguments))
-    arguments = ["--engine", "ray", "--ray-address", "auto", "--deadline", "0.7", "--least-versions", "2"]
+    arguments = ["--engine", "ray", "--ray-address", "auto", "--deadline", "0.7", "--version-deadline", "0.1", "--least-versions", "2"]
     assert main(["serve", str(tmp_path), *HERE, *arguments]) == 0
     guard, listening, address = told
     assert guard.folder == tmp_path
-    assert (guard.server.deadline, guard.runtime.deadline, guard.runtime.least_versions) == (0.7, 0.7, 2)
+    assert (guard.server.deadline, guard.runtime.deadline, guard.runtime.least_versions) == (0.7, 0.1, 2)
     assert listening == Listening(port=0, grpc_port=0)
     assert address == "auto"
 

@@ -311,9 +311,7 @@ def test_a_hasty_client_does_not_hurry_the_others() -> None:
 
     run(work, double, LONG)
     assert double.batches == [8]
-    (given,) = double.deadlines
-    assert given is not None
-    assert 0.5 * LONG.deadline <= given <= 0.9 * LONG.deadline
+    assert double.deadlines == [None]  # the guard's own
 
 
 def test_doubles_become_floats_and_what_is_too_large_becomes_a_bad_image() -> None:
