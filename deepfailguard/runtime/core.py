@@ -126,6 +126,7 @@ class Core:
     def _answer(self, roster: Roster, asked: Tensor, good: Tensor, batch: int, end: float) -> Verdict:
         with self.lock:
             active = [column for column in roster.base if roster.members[column].usable]
+            opened = {column: roster.members[column].breaker.opened for column in active}
             absent = {n: member.absence() for n, member in enumerate(roster.calibrated) if n not in active}
         reserve = min(max(2 * self.judging, _LEAST_RESERVE), _MOST_RESERVE * max(end - self.clock(), 0.0))
         answers = self._ask(roster, active, asked, end - reserve)
@@ -134,7 +135,7 @@ class Core:
         start = self.clock()
         with self.lock:
             self._watch(roster, told, len(good))
-            out = [n for n in active if not roster.members[n].usable or told[n].health.problem == NO_TIME]
+            out = [n for n in active if not _counts(roster.members[n], told[n], opened[n])]
             absent |= {column: _failed(roster.members[column], told.pop(column)) for column in out}
         verdict = self._judge(roster, told, absent, good, batch)
         self.judging += _NEW * (self.clock() - start - self.judging)
@@ -214,8 +215,19 @@ class Core:
         return unanswered(self.roster, health, good, batch, self.settings)
 
 
+def _counts(member: Member, answers: Answers, opened: int) -> bool:
+    """Whether answers count; `opened` tells how often the breaker had opened when they were asked for.
+
+    A version may be found corrupted, repaired and sound again while others are still waited for.
+    """
+    return member.usable and member.breaker.opened == opened and answers.health.problem != NO_TIME
+
+
 def _failed(member: Member, answers: Answers) -> VersionHealth:
     """Health of a version whose answers came and do not count, or that could not be asked any more."""
-    if member.usable:
+    if answers.health.problem == NO_TIME:
         return answers.health
+    if member.usable:
+        why = "a fault was found while it was asked; it was repaired since"
+        return replace(member.absence(), asked=answers.health.asked, problem=why, fault=member.tally.fault)
     return replace(member.absence(), asked=answers.health.asked)

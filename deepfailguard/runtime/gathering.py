@@ -20,7 +20,7 @@ __all__ = ["NO_TIME", "Clock", "ask_within", "gather", "gather_in_turns"]
 
 Clock = Callable[[], float]
 
-NO_TIME: Final = "it was not asked: the others left no time until the deadline"
+NO_TIME: Final = "it was not asked: there was not enough time left until the deadline"
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ def gather(members: Sequence[Member], question: Question, end: float, clock: Clo
     equal part of what the ones before it have left, but no more than twice its part of all.
     """
     given = end - clock()
-    beside = {m.name: _call(m, question) for m in members if m.runner.parallel}
+    beside = {m.name: _call(m, question) for m in members if m.runner.parallel and _is_enough(m, given)}
     in_turn = [m for m in members if not m.runner.parallel]
     told = {}
     for number, member in enumerate(in_turn):
@@ -53,7 +53,9 @@ def gather(members: Sequence[Member], question: Question, end: float, clock: Clo
         share = min(left / (len(in_turn) - number), 2 * given / len(in_turn))
         told[member.name] = ask_within(member, question, share)
     for member in members:
-        if member.name in beside:
+        if member.runner.parallel and member.name not in beside:
+            told[member.name] = _not_asked(member, question)
+        elif member.runner.parallel:
             told[member.name] = _wait(member, beside[member.name], question, end - clock(), given)
     return [told[member.name] for member in members]
 
@@ -72,11 +74,21 @@ def gather_in_turns(
 
 
 def ask_within(member: Member, question: Question, seconds: float) -> Answers:
-    """One member's answers within so many seconds; if there are none it is not asked, and not to blame."""
-    if seconds <= 0:
-        answers = _failed(member, question, "", None)
-        return replace(answers, health=VersionHealth(member.name, 0, 0, NO_TIME))
+    """One member's answers within so many seconds; if these are too few it is not asked, and not to blame."""
+    if not _is_enough(member, seconds):
+        return _not_asked(member, question)
     return _wait(member, _call(member, question), question, seconds, seconds)
+
+
+def _is_enough(member: Member, seconds: float) -> bool:
+    """Whether a version that is as fast as ever can answer within so many seconds."""
+    usual = member.tally.quantile(0.5)
+    return seconds > 0 and not seconds <= usual  # it is NaN before the first answer
+
+
+def _not_asked(member: Member, question: Question) -> Answers:
+    answers = _failed(member, question, "", None)
+    return replace(answers, health=VersionHealth(member.name, 0, 0, NO_TIME))
 
 
 def _call(member: Member, question: Question) -> _Call:

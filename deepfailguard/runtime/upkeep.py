@@ -130,6 +130,8 @@ class Upkeep:
         try:
             result = pending.future.result()
         except Exception as error:
+            if pending.what == "weights":  # that says nothing of weights; the next question will find out more
+                return
             fault: FaultKind = _KINDS.get(type(error), "exception")
             member.restart = True
             self.core.suspend(member, fault, f"{_NAMES[pending.what]} failed: {error}")

@@ -130,8 +130,43 @@ def test_who_could_not_be_asked_is_not_to_blame(guard: GuardedPredictor) -> None
         assert _states(verdict) == ["serving"] * 3
         assert verdict.degraded
         assert verdict.ground == "versions left"
-        assert "no time" in verdict.health[2].problem
+        assert "not enough time" in verdict.health[2].problem
         assert not runtime(bars(4, seed=9).images, deadline=100.0).degraded
+
+
+def test_a_deadline_that_no_version_can_keep_blames_none(guard: GuardedPredictor, house: FakeHouse) -> None:
+    with _runtime(guard, house, SETTINGS) as runtime:
+        images = bars(4, seed=9).images
+        for member in runtime._core.roster.members:
+            member.tally.note_seconds(0.01)
+        verdict = runtime(images, deadline=0.005)
+        assert verdict.ground == "fallback"
+        assert verdict.degraded
+        assert _states(verdict) == ["serving"] * 3
+        assert not runtime(images).degraded
+
+
+def test_a_version_that_was_repaired_while_it_was_asked_does_not_count(
+    guard: GuardedPredictor, house: FakeHouse
+) -> None:
+    with _runtime(guard, house, SETTINGS) as runtime:
+        core = runtime._core
+        (bob,) = [member for member in core.roster.members if member.name == "bob"]
+
+        def behave(answers: Answers, _: Question) -> Answers:  # eve is slow; meanwhile bob is found corrupted
+            core.suspend(bob, "weights changed", "a bit flipped")
+            bob.restart = False
+            bob.breaker.close(house.clock())
+            core.note_change(bob)
+            return answers
+
+        house.runners["eve"].behave = behave
+        verdict = runtime(bars(4, seed=9).images)
+        assert (verdict.version_labels[:, 1] == NO_ANSWER).all()
+        assert verdict.degraded
+        assert "repaired since" in verdict.health[1].problem
+        house.runners["eve"].behave = None
+        assert not runtime(bars(4, seed=9).images).degraded
 
 
 def test_a_version_serves_again_when_it_passes_the_canary(runtime: GuardRuntime, house: FakeHouse) -> None:
