@@ -193,7 +193,18 @@ def test_the_runtime_is_closed_when_the_server_ends_or_cannot_start(
 def test_ray_gets_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     monkeypatch.setattr(ray_app, "serve_on_ray", lambda *arguments: told.extend(arguments))
-    arguments = ["--engine", "ray", "--ray-address", "auto", "--deadline", "0.7", "--version-deadline", "0.1", "--least-versions", "2"]
+    arguments = [
+        "--engine",
+        "ray",
+        "--ray-address",
+        "auto",
+        "--deadline",
+        "0.7",
+        "--version-deadline",
+        "0.1",
+        "--least-versions",
+        "2",
+    ]
     assert main(["serve", str(tmp_path), *HERE, *arguments]) == 0
     guard, listening, address = told
     assert guard.folder == tmp_path
