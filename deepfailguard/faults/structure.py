@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepfailguard.errors import ConfigurationError, FaultNotApplicableError
-from deepfailguard.seeding import generator
+from deepfailguard.seeding import generator, random_state_kept
 from deepfailguard.types import Change
 from deepfailguard.versions.spec import Architecture, architecture_name
 
@@ -86,7 +86,7 @@ def shallower_of(architecture: Architecture) -> Architecture:
 def skeleton(architecture: Architecture, classes: int = 2) -> nn.Module:
     """The architecture's network to look at: on the meta device (no memory, no random numbers) where that works."""
     # Looking must not move the global random numbers, from which the real weights will be drawn.
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept([]):
         try:
             with torch.device("meta"):
                 return architecture.build(classes)

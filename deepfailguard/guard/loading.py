@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from deepfailguard.errors import ConfigurationError, CorruptFileError, VersionNotFoundError
 from deepfailguard.guard.folders import weights_file
 from deepfailguard.guard.saved import GuardCard
 from deepfailguard.identity import rebuild, weights_fingerprint
+from deepfailguard.seeding import random_state_kept
 from deepfailguard.store import load_tensors
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.version import Version, load_weights
@@ -83,7 +83,7 @@ def _build(name: str, card: IdentityCard | None, trusted: Sequence[str]) -> nn.M
             f"version {name!r} was not trained by deepfailguard, which cannot rebuild it: "
             "pass the modules, GuardedPredictor.load(folder, models=[...]); their weights are read from the folder"
         )
-    with torch.random.fork_rng():  # building draws initial weights that are thrown away
+    with random_state_kept():  # building draws initial weights that are thrown away
         model: nn.Module = rebuild(card.architecture, trusted).build(len(card.classes))
     return model
 

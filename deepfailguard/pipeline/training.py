@@ -15,6 +15,7 @@ from deepfailguard.errors import ConfigurationError, DataFormatError
 from deepfailguard.evaluation.report.curves import write_curves
 from deepfailguard.faults.inject import inject_all
 from deepfailguard.identity import describe, digest, weights_fingerprint
+from deepfailguard.seeding import random_state_kept
 from deepfailguard.training.trainer import Trainer, TrainingResult
 from deepfailguard.types import Receipt
 from deepfailguard.versions.card import IdentityCard
@@ -151,7 +152,7 @@ def _find_or_train(plan: _Plan, pool: Pool, trainer: Trainer) -> FiledVersion:
 def _check_fits(plan: _Plan) -> None:
     """Try the architecture on two images before hours of training."""
     shape = plan.splits.input_shape
-    with torch.random.fork_rng():
+    with random_state_kept():
         model = plan.spec.architecture.build(len(plan.splits.classes))
     try:
         output = run(model, plan.splits.train.images[:2])

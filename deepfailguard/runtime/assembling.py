@@ -14,7 +14,7 @@ from deepfailguard.guard.loading import in_order
 from deepfailguard.guard.saved import GuardCard, SavedGuard
 from deepfailguard.runtime.base import Source
 from deepfailguard.runtime.breaker import Breaker
-from deepfailguard.runtime.housing import Housing, Isolation, housing_for
+from deepfailguard.runtime.housing import Housing, InProcessHousing, Isolation, housing_for
 from deepfailguard.runtime.member import Member
 from deepfailguard.runtime.roster import Roster
 from deepfailguard.runtime.settings import Settings
@@ -73,6 +73,11 @@ class Assembly:
         member = self._member(version.name, version.fingerprint, MemorySource(version))
         member.shadow, member.told = True, "shadow"
         return member
+
+    def close(self) -> None:
+        """Nobody needs what its runners share any more."""
+        if isinstance(self._house, InProcessHousing):
+            self._house.close()
 
     def _member(self, name: str, fingerprint: str, source: Source) -> Member:
         return Member(

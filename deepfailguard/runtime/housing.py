@@ -11,7 +11,7 @@ from deepfailguard.runtime.runners.in_process import InProcessRunner
 from deepfailguard.runtime.runners.lane import Lane
 from deepfailguard.runtime.runners.worker_process import ProcessRunner
 
-__all__ = ["Housing", "Isolation", "housing_for"]
+__all__ = ["Housing", "InProcessHousing", "Isolation", "housing_for"]
 
 Isolation = Literal["in process", "processes"]
 """In this process: fast; a version that hangs or raises is left out, one that crashes takes the program with it.
@@ -30,8 +30,24 @@ def housing_for(isolation: Isolation | Housing) -> Housing:
     if callable(isolation):
         return isolation
     if isolation == "in process":
-        lane = Lane()
-        return lambda name, source, distance, cache: InProcessRunner(name, source, distance, cache, lane)
+        return InProcessHousing()
     if isolation == "processes":
         return lambda name, source, distance, cache: ProcessRunner(name, source, distance, cache)
     raise ConfigurationError(f"versions run 'in process' or in 'processes', got isolation={isolation!r}")
+
+
+class InProcessHousing:
+    """Makes runners that share a lane; `close` ends it when none of them is needed any more."""
+
+    def __init__(self) -> None:
+        self._lane = Lane()
+
+    def __call__(
+        self, name: str, source: Source, distance: DistanceEstimator | None, cache: Path | None
+    ) -> InProcessRunner:
+        """The runner of a version."""
+        return InProcessRunner(name, source, distance, cache, self._lane)
+
+    def close(self) -> None:
+        """End the lane's thread."""
+        self._lane.close()

@@ -276,6 +276,7 @@ class GuardRuntime:
         self._folder.save(self._core)
         for member in self._core.roster.members:
             member.runner.close()
+        self._assembly.close()
         self._core.events.write("closed")
         self._core.events.close()
         if in_turn:

@@ -13,6 +13,7 @@ from torch import nn
 
 from deepfailguard.errors import AmbiguousVersionError, CorruptFileError, VersionNotFoundError
 from deepfailguard.identity import rebuild, weights_fingerprint
+from deepfailguard.seeding import random_state_kept
 from deepfailguard.store import load_json, load_tensors, save_json, save_tensors
 from deepfailguard.versions.card import IdentityCard
 from deepfailguard.versions.version import Version, load_weights
@@ -74,7 +75,7 @@ class Pool:
         if not path.is_file():
             raise VersionNotFoundError(f"version {card.name} has lost its weights: no file {path}; train it again")
         tensors = load_tensors(path).tensors
-        with torch.random.fork_rng():  # building draws initial weights that are thrown away
+        with random_state_kept():  # building draws initial weights that are thrown away
             model: nn.Module = rebuild(card.architecture, self.trusted).build(len(card.classes))
         load_weights(model, tensors, card.name)
         if weights_fingerprint(model) != card.fingerprint:

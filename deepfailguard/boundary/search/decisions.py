@@ -15,7 +15,7 @@ from deepfailguard.boundary.foolbox_quiet import foolbox_silent
 from deepfailguard.boundary.search.effort import EffortName
 from deepfailguard.boundary.search.norms import NormName, size_of
 from deepfailguard.boundary.search.slopes import View
-from deepfailguard.seeding import generator
+from deepfailguard.seeding import generator, random_state_kept, seed_default
 from deepfailguard.types import Bounds
 
 __all__ = ["search_by_decisions"]
@@ -95,8 +95,8 @@ class _OnCopies(nn.Module):
 def _seeded(device: torch.device) -> Iterator[None]:
     """Foolbox draws from torch's own generators: seed those of this device, and give their states back."""
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        torch.default_generator.manual_seed(0)
+    with random_state_kept([device] if on_gpu else []):
+        seed_default(0)
         if on_gpu:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)

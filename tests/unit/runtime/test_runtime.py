@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -548,3 +549,13 @@ def test_it_does_not_answer_after_it_was_closed(guard: GuardedPredictor, house: 
     assert all(runner.closed for runner in house.runners.values())
     with pytest.raises(ConfigurationError, match="was closed"):
         runtime(bars(1).images)
+
+
+def test_closing_ends_every_thread(guard: GuardedPredictor) -> None:
+    before = set(threading.enumerate())
+    with GuardRuntime(guard, settings=SETTINGS) as runtime:
+        runtime(bars(2, seed=9).images, deadline=60.0)
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in left:
+        thread.join(60.0)
+    assert not any(thread.is_alive() for thread in left)
