@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, Self, cast
 
 __all__ = ["Connection", "Connections", "Reply", "new_loop"]
 
@@ -114,6 +114,8 @@ def _reply(came: bytearray) -> tuple[Reply | None, int]:
 class Connections:
     """Connections to one server that are used again and again; as many are opened as are needed at a time.
 
+    Those that nobody uses are closed when the context ends.
+
     Args:
         port: of the server, on this machine.
     """
@@ -150,10 +152,13 @@ class Connections:
         finally:
             self.give(connection)
 
-    def close(self) -> None:
-        """Close those that nobody uses."""
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         while self._idle:
             self._idle.pop().leave()
+        await asyncio.sleep(0)  # the loop closes them in its next turn, and may be closed itself then
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

@@ -1,11 +1,12 @@
 """Figures of repeated rounds."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Spread", "spread_of"]
+__all__ = ["Spread", "failures_in_words", "spread_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,12 @@ def spread_of(values: Sequence[float]) -> Spread:
         return Spread(float("nan"), float("nan"), float("nan"), 0)
     low, median, high = (float(each) for each in np.quantile(values, [0.1, 0.5, 0.9]))
     return Spread(median, low, high, len(values))
+
+
+def failures_in_words(failures: Counter[str], most: int = 3) -> str:
+    """What came instead of answers, the most frequent first.
+
+    >>> failures_in_words(Counter({"503": 2, "ConnectionError: closed": 7}))
+    '7 x ConnectionError: closed, 2 x 503'
+    """
+    return ", ".join(f"{count} x {what}" for what, count in failures.most_common(most))

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 
 from benchmarks.reporting import Bar, aligned
 from benchmarks.serving_load.clients import press
-from benchmarks.serving_load.figures import Spread, spread_of
+from benchmarks.serving_load.figures import Spread, failures_in_words, spread_of
+from benchmarks.serving_load.machine import Others
 from benchmarks.serving_load.pressing import Order, Pressed
 from benchmarks.serving_load.requests import write_requests
 from benchmarks.serving_load.server import Server, metric
@@ -40,8 +42,9 @@ class Wave:
         model: that the runtime in process takes for a batch of 64.
         small: that it takes for a batch of the size that was formed on average.
         batch: that size.
+        others: cores that everything but server and clients kept busy meanwhile.
         requests: that were answered.
-        failures: that were not.
+        failures: that were not, by what came instead.
     """
 
     p50: float
@@ -51,8 +54,9 @@ class Wave:
     model: float
     small: float
     batch: float
+    others: float
     requests: int
-    failures: int
+    failures: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,11 @@ class Latency:
     arrivals: Arrivals
     rate: float
     waves: tuple[Wave, ...]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Requests without an answer in all rounds, by what came instead."""
+        return sum((Counter(wave.failures) for wave in self.waves), Counter())
 
     def ratio(self, quantile: Literal["p50", "p95", "p99"], model: Literal["model", "small"] = "model") -> Spread:
         """Of a quantile to a model time."""
@@ -96,9 +105,10 @@ def measure_latency(
         for arrivals in ARRIVALS:
             random = arrivals == "random"
             order = Order(server.port, files, seconds, rate=SHARE * capacity, poisson=random, seed=number)
-            before = server.metrics()
+            before, others = server.metrics(), Others(server.cpu_seconds)
             pressed = press(order)
-            waves[arrivals].append(_wave(subject, pressed, _batch(before, server.metrics())))
+            elsewhere = max(0.0, others.cores() - pressed.cpu_seconds / seconds)
+            waves[arrivals].append(_wave(subject, pressed, _batch(before, server.metrics()), elsewhere))
     return [Latency(arrivals, SHARE * capacity, tuple(waves[arrivals])) for arrivals in ARRIVALS]
 
 
@@ -124,7 +134,7 @@ def _batch(before: dict[str, float], after: dict[str, float]) -> float:
     return images / max(batches, 1.0)
 
 
-def _wave(subject: Subject, pressed: Pressed, batch: float) -> Wave:
+def _wave(subject: Subject, pressed: Pressed, batch: float, others: float) -> Wave:
     small = min(max(round(batch), 1), BATCH)
     model = seconds_for(subject, sorted({small, BATCH}))
     p50, p95, p99 = (float(each) for each in np.quantile(pressed.latencies or [np.nan], [0.5, 0.95, 0.99]))
@@ -136,14 +146,26 @@ def _wave(subject: Subject, pressed: Pressed, batch: float) -> Wave:
         model=model[BATCH],
         small=model[small],
         batch=batch,
+        others=others,
         requests=pressed.requests,
-        failures=sum(pressed.failures.values()) + pressed.unsent,
+        failures=pressed.failures,
     )
 
 
 def latency_lines(measured: Sequence[Latency]) -> list[str]:
     """A table of both kinds of arrivals."""
-    head = ("arrivals", "req/s", "p50 ms", "p95 ms", "p99 ms", "sent late", f"model ms ({BATCH})", "batch", "its ms")
+    head = (
+        "arrivals",
+        "req/s",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "sent late",
+        f"model ms ({BATCH})",
+        "batch",
+        "its ms",
+        "others %",
+    )
     more = ("p50 / model", "p95 / model", "p99 / model", "p99 / its model", "requests", "failed")
     return [
         "from when a request was due; model: the runtime in process, for 64 images and for the mean batch",
@@ -157,8 +179,17 @@ def _row(each: Latency) -> tuple[str, ...]:
 
     times = [middle(name) for name in ("p50", "p95", "p99", "late", "model")]
     ratios = [str(each.ratio("p50")), str(each.ratio("p95")), str(each.ratio("p99")), str(each.ratio("p99", "small"))]
-    counts = [str(sum(getattr(wave, name) for wave in each.waves)) for name in ("requests", "failures")]
-    return (each.arrivals, f"{each.rate:.0f}", *times, middle("batch", 1.0), middle("small"), *ratios, *counts)
+    counts = [str(sum(wave.requests for wave in each.waves)), str(each.failures.total())]
+    return (
+        each.arrivals,
+        f"{each.rate:.0f}",
+        *times,
+        middle("batch", 1.0),
+        middle("small"),
+        middle("others", 100.0),
+        *ratios,
+        *counts,
+    )
 
 
 def bars_for(measured: Sequence[Latency]) -> list[Bar]:
@@ -168,5 +199,6 @@ def bars_for(measured: Sequence[Latency]) -> list[Bar]:
         subject, ratio = f"{each.arrivals} arrivals", each.ratio("p99")
         if each.arrivals == "even":
             bars.append(Bar(subject, "p99 / model time at 70 %", ratio.median, MOST, note=str(ratio)))
-        bars.append(Bar(subject, "requests without an answer", sum(wave.failures for wave in each.waves), 0))
+        failed = each.failures
+        bars.append(Bar(subject, "requests without an answer", failed.total(), 0, note=failures_in_words(failed)))
     return bars

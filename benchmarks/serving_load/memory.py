@@ -13,7 +13,7 @@ _WARM: Final = 0.2  # of the requests: until all that is made once has been made
 _END: Final = 0.1
 _MIB: Final = 1 << 20
 _PER: Final = 10_000
-_FEWEST: Final = 5
+_FEWEST: Final = 5_000  # requests: before that everything still warms up
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,16 @@ class Growth:
 
 
 def growth_of(samples: Sequence[Sample]) -> Growth:
-    """The growth after the first fifth of the requests; NaN if there are too few samples.
+    """The growth after the first fifth of the requests; NaN if there were fewer than 5,000.
 
-    >>> growth_of([Sample(10 * n, (100 << 20) + n * 1000) for n in range(100)]).slope.__round__(3)
+    >>> round(growth_of([Sample(100 * n, (100 << 20) + n * 10_000) for n in range(100)]).slope, 3)
     0.954
     """
     requests = np.array([sample.requests for sample in samples], dtype=float)
     sizes = np.array([sample.bytes for sample in samples], dtype=float) / _MIB
     late = requests >= _WARM * requests.max(initial=0)
     requests, warm = requests[late], sizes[late]
-    if len(warm) < _FEWEST or requests[0] == requests[-1]:
+    if requests.max(initial=0) < _FEWEST:
         return Growth(float("nan"), float("nan"), float("nan"), float(sizes.max(initial=0)))
     few = max(1, round(_END * len(warm)))
     slope = float(theilslopes(warm, requests).slope) * _PER

@@ -2,11 +2,13 @@
 
 import cProfile
 import pstats
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.distances.timing import rotated
-from benchmarks.reporting import Bar, aligned
+from benchmarks.reporting import Bar, aligned, percent
 from benchmarks.serving_load.figures import Spread, spread_of
+from benchmarks.serving_load.machine import Others
 from benchmarks.serving_load.subjects import BATCH, Subject, wait_until_fitted
 from deepfailguard.runtime.runtime import GuardRuntime
 from deepfailguard.runtime.settings import Settings
@@ -27,7 +30,8 @@ GUARD: Final = "guard"
 RUNTIME: Final = "runtime"
 UNWATCHED: Final = "runtime without watch"
 MOST: Final = 1.03
-_PLACES: Final = 12
+_PLACES: Final = 24
+_SETTINGS: Final = Settings(deadline=60.0)  # else the usual ones: full size takes longer on a busy machine
 _PACKAGE: Final = "deepfailguard"
 
 Way = Callable[[Tensor], Any]
@@ -56,6 +60,7 @@ class Overhead:
         subject: its name.
         versions: how many.
         costs: of all ways.
+        others: cores that everything else on the machine kept busy meanwhile.
         places: where the calls of the guard's own functions spend their time: function and milliseconds a batch, with
             what it calls; empty if the bar was reached.
     """
@@ -63,6 +68,7 @@ class Overhead:
     subject: str
     versions: int
     costs: tuple[Cost, ...]
+    others: float
     places: dict[str, tuple[tuple[str, float], ...]]
 
 
@@ -75,11 +81,13 @@ def measure_overhead(subject: Subject, rounds: int, profile: int = 10) -> Overhe
         profile: batches that are profiled where the bar is missed.
     """
     with _ways(subject) as ways:
+        others = Others(time.process_time)
         seconds = time_ways(ways, subject.batches(), rounds)
+        elsewhere = others.cores()
         costs = tuple(_cost(way, seconds[way], seconds[LOOP]) for way in ways)
         missed = [cost.way for cost in costs if cost.ratio.median > MOST]
         places = {way: places_of(ways[way], subject.batches(), profile) for way in missed if way in (GUARD, RUNTIME)}
-    return Overhead(subject.name, len(subject.names), costs, places)
+    return Overhead(subject.name, len(subject.names), costs, elsewhere, places)
 
 
 def time_ways(ways: Mapping[str, Way], batches: Sequence[Tensor], rounds: int) -> dict[str, list[float]]:
@@ -105,15 +113,13 @@ def _ways(subject: Subject) -> Iterator[dict[str, Way]]:
         return [model(batch).softmax(1) for model in models]
 
     with ExitStack() as stack:
-        runtimes = [stack.enter_context(GuardRuntime(guard, settings=each)) for each in _settings()]
-        for runtime in runtimes:
-            wait_until_fitted(runtime)
-        yield {LOOP: loop, GUARD: guard, RUNTIME: runtimes[0], UNWATCHED: runtimes[1]}
-
-
-def _settings() -> tuple[Settings, Settings]:
-    """The usual ones but for the deadline: versions of full size take longer on a busy machine."""
-    return Settings(deadline=60.0), Settings(deadline=60.0, watch=False)
+        states = [Path(stack.enter_context(tempfile.TemporaryDirectory()), "state") for _ in range(2)]
+        watched = stack.enter_context(GuardRuntime(guard, settings=_SETTINGS, state=states[0]))
+        wait_until_fitted(watched)
+        shutil.copytree(states[0] / "derived", states[1] / "derived")  # fitting them takes minutes at full size
+        unwatched = stack.enter_context(GuardRuntime(guard, settings=replace(_SETTINGS, watch=False), state=states[1]))
+        wait_until_fitted(unwatched)
+        yield {LOOP: loop, GUARD: guard, RUNTIME: watched, UNWATCHED: unwatched}
 
 
 def _cost(way: str, seconds: Sequence[float], loop: Sequence[float]) -> Cost:
@@ -148,11 +154,12 @@ def cost_lines(measured: Sequence[Overhead]) -> list[str]:
             f"{cost.milliseconds:.2f}",
             str(cost.ratio),
             str(cost.ratio.rounds),
+            percent(each.others, 0),
         )
         for each in measured
         for cost in each.costs
     ]
-    head = ("versions of", "versions", "way", f"ms per {BATCH}", "ratio to the plain loop", "rounds")
+    head = ("versions of", "versions", "way", f"ms per {BATCH}", "ratio to the plain loop", "rounds", "others %")
     return aligned([head, *rows], left=(0, 2))
 
 

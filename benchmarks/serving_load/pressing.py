@@ -58,7 +58,6 @@ class Pressed:
         failures: other statuses, and errors, with their counts.
         latencies: seconds from when each request was due to its answer, if they had a rate.
         late: by how much each was sent after it was due, in seconds.
-        unsent: requests that were due and could not be sent before the end.
     """
 
     requests: int
@@ -67,7 +66,6 @@ class Pressed:
     failures: dict[str, int] = field(default_factory=dict)
     latencies: list[float] = field(default_factory=list)
     late: list[float] = field(default_factory=list)
-    unsent: int = 0
 
 
 def due_times(order: Order) -> Iterator[float]:
@@ -104,24 +102,24 @@ class Presser:
     async def press(self) -> Pressed:
         """Do it."""
         cpu, start = time.process_time(), time.perf_counter()
-        if self.order.rate is None:
-            await asyncio.gather(*(self._client(start + self.order.seconds) for _ in range(self.order.clients)))
-            seconds, unsent = self.order.seconds, 0
-        else:
-            unsent = await self._on_time(start + _AHEAD)
-            seconds = time.perf_counter() - start - _AHEAD
-        self.connections.close()
+        async with self.connections:
+            if self.order.rate is None:
+                await asyncio.gather(*(self._client(start + self.order.seconds) for _ in range(self.order.clients)))
+                seconds = self.order.seconds
+            else:
+                await self._on_time(start + _AHEAD)
+                seconds = time.perf_counter() - start - _AHEAD
         used = time.process_time() - cpu
         in_time = sum(when <= start + self.order.seconds for when in self.answered)
         count = in_time if self.order.rate is None else len(self.answered)
-        return Pressed(count, seconds, used, dict(self.failures), self.latencies, self.late, unsent)
+        return Pressed(count, seconds, used, dict(self.failures), self.latencies, self.late)
 
     async def _client(self, end: float) -> None:
         while time.perf_counter() < end:
             await self._ask(None)
 
-    async def _on_time(self, start: float) -> int:
-        """Send each request when it is due, also while others wait; how many were left out."""
+    async def _on_time(self, start: float) -> None:
+        """Send each request when it is due, also while others wait."""
         tasks = []
         for due in due_times(self.order):
             ahead = start + due - time.perf_counter()
@@ -131,7 +129,7 @@ class Presser:
         _, left = await asyncio.wait(tasks, timeout=_SECONDS_TO_END)
         for task in left:
             task.cancel()
-        return len(left)
+            self.failures[f"no answer within {_SECONDS_TO_END:g} s"] += 1
 
     async def _ask(self, due: float | None) -> None:
         request = self.requests[self._turn % len(self.requests)]
@@ -142,12 +140,12 @@ class Presser:
             reply = await connection.ask(request)
             self.connections.give(connection)
         except OSError as error:
-            self.failures[type(error).__name__] += 1
+            self.failures[f"{type(error).__name__}: {error}"] += 1
             await asyncio.sleep(0.01)  # a server that refuses connections must not be asked without a pause
             return
         now = time.perf_counter()
         if reply.status != 200:
-            self.failures[str(reply.status)] += 1
+            self.failures[f"{reply.status}: {reply.body[:120].decode(errors='replace')}"] += 1
             return
         self.answered.append(now)
         if due is not None:

@@ -38,6 +38,7 @@ _PAGES: Final = ("/health", "/status", "/metrics", "/v2/models/guard", "/v2/heal
 _CLIENTS: Final = 12
 _SAMPLES: Final = 400
 _TIMEOUT: Final = 60.0
+_GLANCE: Final = 0.05
 _FEW: Final = 5
 MOST_SLOPE, MOST_GROWTH = 1.0, 0.05  # MiB for 10,000 requests; of the memory when it was warm
 
@@ -107,13 +108,13 @@ class Soaker:
     async def run(self, requests: int, seconds: float) -> None:
         """So many requests, for so long at most; the memory is looked at now and then."""
         end, every = time.monotonic() + seconds, max(1, requests // _SAMPLES)
-        clients = [asyncio.create_task(self._client(requests, end)) for _ in range(_CLIENTS)]
-        while not all(client.done() for client in clients):
-            if not self.soak.samples or self.soak.requests >= self.soak.samples[-1].requests + every:
-                self.soak.samples.append(Sample(self.soak.requests, self.server.memory()))
-            await asyncio.sleep(0.05)
-        await asyncio.gather(*clients)
-        self.connections.close()
+        async with self.connections:
+            clients = [asyncio.create_task(self._client(requests, end)) for _ in range(_CLIENTS)]
+            while not all(client.done() for client in clients):
+                if not self.soak.samples or self.soak.requests >= self.soak.samples[-1].requests + every:
+                    self.soak.samples.append(Sample(self.soak.requests, self.server.memory()))
+                await asyncio.sleep(_GLANCE)
+            await asyncio.gather(*clients)
 
     async def _client(self, requests: int, end: float) -> None:
         kinds, shares = list(_SHARES), list(_SHARES.values())

@@ -22,9 +22,10 @@ __all__ = ["Operator", "Period", "Swapping", "bars_for", "swap_lines", "swap_und
 
 _CLIENTS: Final = 6
 _LARGEST: Final = 32
-_PAUSE: Final = 0.5  # seconds for which everything stays as it is
+_QUIET: Final = 12  # answers to requests that are sent while everything stays as it is, each time
 _GLANCE: Final = 0.05
 _SECONDS_TO_SERVE: Final = 60.0
+_SECONDS_TO_ANSWER: Final = 60.0
 _TIMEOUT: Final = 60.0
 _FEW: Final = 5
 
@@ -90,15 +91,17 @@ class Operator:
         server: whose operator this is.
         names: of the versions, in order; the last one runs as a shadow at first.
         told: is written to.
+        answers: that clients got so far.
 
     Attributes:
         periods: in which everything stayed as it was.
     """
 
-    def __init__(self, server: Server, names: Sequence[str], told: Swapping) -> None:
+    def __init__(self, server: Server, names: Sequence[str], told: Swapping, answers: Sequence[Told]) -> None:
         self.server = server
         self.names = names
         self.told = told
+        self.answers = answers
         self.periods: list[Period] = []
         self._serving, self._shadow = len(names) - 2, len(names) - 1
 
@@ -151,8 +154,12 @@ class Operator:
         return status == 200
 
     async def _quiet(self, columns: Columns) -> None:
-        start = perf_counter()
-        await asyncio.sleep(_PAUSE)
+        """Change nothing until clients have got some answers to what they asked since."""
+        start, before = perf_counter(), len(self.answers)
+        while sum(each.sent >= start for each in self.answers[before:]) < _QUIET:
+            if perf_counter() > start + _SECONDS_TO_ANSWER:
+                break
+            await asyncio.sleep(_GLANCE)
         self.periods.append(Period(columns, start, perf_counter()))
 
 
@@ -209,30 +216,27 @@ def swap_under_load(subject: Subject, server: Server, turns: int) -> Swapping:
         turns: of a swap, and of setting a version aside and releasing it.
     """
     told = Swapping()
-    operator = Operator(server, subject.names, told)
-    expected = Expected(subject.guard, subject.images.numpy(), [operator.base, _swapped(operator.base)])
+    everybody = tuple(range(len(subject.names)))
+    expected = Expected(subject.guard, subject.images.numpy(), [everybody[:-1], (*everybody[:-2], everybody[-1])])
     for columns in expected.whole:  # before anybody waits for answers
         for left in (columns, *(tuple(each for each in columns if each != gone) for gone in columns)):
             expected.of(left)
     clients = Clients(subject.images.numpy(), server.port, told, expected.problem)
+    operator = Operator(server, subject.names, told, clients.answers)
 
     async def run() -> None:
-        asking = [asyncio.create_task(clients.ask(number)) for number in range(_CLIENTS)]
-        try:
-            await operator.work(turns)
-        finally:
-            clients.stop = True
-            await asyncio.gather(*asking)
-            clients.connections.close()
+        async with clients.connections:
+            asking = [asyncio.create_task(clients.ask(number)) for number in range(_CLIENTS)]
+            try:
+                await operator.work(turns)
+            finally:
+                clients.stop = True
+                await asyncio.gather(*asking)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
     sort_out(told, clients.answers, operator.periods, expected.whole)
     return told
-
-
-def _swapped(base: Columns) -> Columns:
-    return (*base[:-1], base[-1] + 1)
 
 
 def sort_out(told: Swapping, answers: Sequence[Told], periods: Sequence[Period], whole: frozenset[Columns]) -> None:

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Final
 from benchmarks.distances.timing import rotated
 from benchmarks.reporting import Bar, aligned, percent
 from benchmarks.serving_load.clients import Client, press
-from benchmarks.serving_load.figures import Spread, spread_of
+from benchmarks.serving_load.figures import Spread, failures_in_words, spread_of
+from benchmarks.serving_load.machine import Others
 from benchmarks.serving_load.pressing import Order
 from benchmarks.serving_load.requests import write_requests
 from benchmarks.serving_load.server import Server, metric
@@ -34,7 +36,8 @@ class Burst:
         batch: images in a batch that was formed, on average.
         client_share: of one core, that the clients took.
         server_share: of one core, that the server took.
-        failures: requests without an answer.
+        others_share: of one core, that everything else on the machine took.
+        failures: requests without an answer, by what came instead.
     """
 
     rate: float
@@ -42,7 +45,8 @@ class Burst:
     batch: float
     client_share: float
     server_share: float
-    failures: int
+    others_share: float
+    failures: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ class Throughput:
     def ratio(self) -> Spread:
         """Of HTTP to in process."""
         return spread_of([burst.rate / burst.in_process for burst in self.bursts])
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Requests without an answer in all rounds, by what came instead."""
+        return sum((Counter(burst.failures) for burst in self.bursts), Counter())
 
     @property
     def rate(self) -> float:
@@ -120,10 +129,11 @@ def _clients(size: int) -> int:
 
 
 def _burst(server: Server, order: Order, client: Client, size: int, bare: float) -> Burst:
-    before, cpu, start = server.metrics(), server.cpu_seconds(), time.perf_counter()
+    before, others = server.metrics(), Others(server.cpu_seconds)
+    cpu, start = server.cpu_seconds(), time.perf_counter()
     pressed = press(order, client)
-    took, after = time.perf_counter() - start, server.metrics()
-    used = server.cpu_seconds() - cpu
+    took, elsewhere = time.perf_counter() - start, others.cores()
+    used, after = server.cpu_seconds() - cpu, server.metrics()
 
     def grown(name: str) -> float:
         return metric(after, f"deepfailguard_batch_images_{name}") - metric(
@@ -136,13 +146,26 @@ def _burst(server: Server, order: Order, client: Client, size: int, bare: float)
         batch=grown("sum") / max(grown("count"), 1.0),
         client_share=pressed.cpu_seconds / took,
         server_share=used / took,
-        failures=sum(pressed.failures.values()),
+        others_share=max(0.0, elsewhere - pressed.cpu_seconds / took),
+        failures=pressed.failures,
     )
 
 
 def throughput_lines(measured: Sequence[Throughput]) -> list[str]:
     """A table of all sizes."""
-    head = ("images", "clients", "client", "images/s", "in process", "ratio", "batch", "client %", "server %", "failed")
+    head = (
+        "images",
+        "clients",
+        "client",
+        "images/s",
+        "in process",
+        "ratio",
+        "batch",
+        "client %",
+        "server %",
+        "others %",
+        "failed",
+    )
     rows = [
         (
             str(each.size),
@@ -154,11 +177,15 @@ def throughput_lines(measured: Sequence[Throughput]) -> list[str]:
             f"{statistics.median(burst.batch for burst in each.bursts):.1f}",
             percent(statistics.median(burst.client_share for burst in each.bursts), 0),
             percent(statistics.median(burst.server_share for burst in each.bursts), 0),
-            str(sum(burst.failures for burst in each.bursts)),
+            percent(statistics.median(burst.others_share for burst in each.bursts), 0),
+            str(each.failures.total()),
         )
         for each in measured
     ]
-    return ["shares of one core; the clients share the machine with the server", *aligned([head, *rows], left=(2,))]
+    return [
+        "shares of one core; clients, server and everything else share the machine",
+        *aligned([head, *rows], left=(2,)),
+    ]
 
 
 def bars_for(measured: Sequence[Throughput]) -> list[Bar]:
@@ -167,5 +194,7 @@ def bars_for(measured: Sequence[Throughput]) -> list[Bar]:
     for each in measured:
         subject = f"requests of {each.size}"
         bars.append(Bar(subject, "images/s over HTTP / in process", each.ratio.median, LEAST, True, str(each.ratio)))
-        bars.append(Bar(subject, "requests without an answer", sum(burst.failures for burst in each.bursts), 0))
+        bars.append(
+            Bar(subject, "requests without an answer", each.failures.total(), 0, note=failures_in_words(each.failures))
+        )
     return bars
