@@ -25,11 +25,16 @@ RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "OMP_NUM_THREADS": "1",
 }
+CANARIES = 4
 ROOT = Path(__file__).resolve().parents[1]
 
 
 class Obedient(nn.Module):
-    """A sound classifier of bars, until a file says otherwise: `hang-*`, `die-*`, `fail-*` or `flip-*`."""
+    """A sound classifier of bars, until a file says otherwise: `hang-*`, `die-*`, `fail-*` or `flip-*`.
+
+    Canary inputs, told by their number, it answers in any case: replicas are asked those at times of their own, also
+    while they are loaded, and an order would be carried out by one that no test is asking.
+    """
 
     def __init__(self, folder: Path, seed: int = 0, noise: float = 0.0) -> None:
         super().__init__()
@@ -37,7 +42,8 @@ class Obedient(nn.Module):
         self.model = template_model(seed, noise)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._obey()
+        if len(x) != CANARIES:
+            self._obey()
         logits: Tensor = self.model(x)
         return logits
 

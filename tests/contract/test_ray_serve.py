@@ -25,7 +25,7 @@ from deepfailguard.runtime.settings import Settings
 from deepfailguard.serving.ray_app import RayGuard, deployed
 from deepfailguard.serving.settings import Listening, ServerSettings
 from tests.examples import CLASSES, bars
-from tests.ray_examples import Obedient, ObedientSource, free_port, local_ray, replicas_of
+from tests.ray_examples import CANARIES, Obedient, ObedientSource, free_port, local_ray, replicas_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")  # Ray's own
 
@@ -52,7 +52,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ObedientSource:
 def handle(ray: Listening, source: ObedientSource) -> Any:
     from ray import serve
 
-    briefing = Briefing("obedient", source, DISTANCE, bars(4, seed=1).images)
+    briefing = Briefing("obedient", source, DISTANCE, bars(CANARIES, seed=1).images)
     return serve.run(version_deployment("obedient", briefing, SETTINGS), name="one", route_prefix=None)
 
 
