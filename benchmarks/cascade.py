@@ -18,9 +18,10 @@ from benchmarks.cascades.timing import family_seconds
 from benchmarks.decisions.ensembles import choose
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import TEST
-from benchmarks.decisions.keeping import JOINT, digest_of_code
+from benchmarks.decisions.keeping import JOINT
 from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
+from benchmarks.reporting import digest_of_code
 from deepfailguard.device import resolve_device
 
 CODE = (

@@ -23,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchmarks` and `mydataset` are found
 
-from benchmarks.decisions.keeping import digest_of_code
 from benchmarks.mishaps.campaign import Case, run_case, trials_for
 from benchmarks.mishaps.figures import ClassRun, as_plain, claims_of
 from benchmarks.mishaps.judging import TOLERANCE
@@ -34,7 +33,7 @@ from benchmarks.mishaps.scenarios import SCENARIOS
 from benchmarks.mishaps.service import Plan
 from benchmarks.mishaps.subjects import guard_on_digits
 from benchmarks.mishaps.tables import UNNOTICED, coverage_lines, service_lines, sum_lines, unnoticed_lines
-from benchmarks.reporting import as_json, say, write_json
+from benchmarks.reporting import as_json, digest_of_code, say, write_json
 from deepfailguard.runtime.housing import Isolation
 
 KEPT = Path(__file__).resolve().parents[1] / "outputs" / "benchmarks" / "chaos"

@@ -15,12 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchmarks`, `mydataset`, `mymodel` are found
 
 from benchmarks.decisions.evidence import PoolEvidence
-from benchmarks.decisions.keeping import JOINT, digest_of_code
+from benchmarks.decisions.keeping import JOINT
 from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
 from benchmarks.failing.figures import as_plain, bars_for, judge_lines, version_lines
 from benchmarks.failing.measuring import Judged, judge_pool
 from benchmarks.failing.steadiness import Steadiness, judge_stability
+from benchmarks.reporting import digest_of_code
 from deepfailguard.device import resolve_device
 from deepfailguard.versions.pool import Pool
 from deepfailguard.versions.version import Version

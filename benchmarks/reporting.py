@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from deepfailguard.identity import digest
 from deepfailguard.store import save_text
 
-__all__ = ["Bar", "aligned", "as_json", "bar_lines", "percent", "say", "write_json"]
+__all__ = ["Bar", "aligned", "as_json", "bar_lines", "digest_of_code", "percent", "say", "write_json"]
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +108,9 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, list):
         return [_without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def digest_of_code(*patterns: str) -> str:
+    """Of source files, named from the repository's root: another digest, other answers."""
+    files = [path for pattern in patterns for path in sorted(_ROOT.glob(pattern))]
+    return digest([path.read_text(encoding="utf-8") for path in files])

@@ -19,9 +19,10 @@ from benchmarks.bounds.thresholds import thresholds
 from benchmarks.decisions.ensembles import choose
 from benchmarks.decisions.images import TEST
 from benchmarks.decisions.judging import class_probability
-from benchmarks.decisions.keeping import JOINT, digest_of_code
+from benchmarks.decisions.keeping import JOINT
 from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
+from benchmarks.reporting import digest_of_code
 from deepfailguard.progress import track
 
 RISKS = (0.01, 0.02, 0.05)

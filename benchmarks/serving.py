@@ -23,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchmarks`, `mydataset`, `mymodel` are found
 
-from benchmarks.decisions.keeping import digest_of_code
-from benchmarks.reporting import Bar, as_json, bar_lines, say, write_json
+from benchmarks.reporting import Bar, as_json, bar_lines, digest_of_code, say, write_json
 from benchmarks.serving_load import latency, overhead, soaking, swapping, throughput
 from benchmarks.serving_load.clients import Client, best_client
 from benchmarks.serving_load.server import Server

@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `benchma
 from benchmarks.decisions.ensembles import Ensemble, choose
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import SHIFTS, TEST
-from benchmarks.decisions.keeping import JOINT, digest_of_code
+from benchmarks.decisions.keeping import JOINT
 from benchmarks.decisions.options import Told, asked, finished, parser_of, run
 from benchmarks.decisions.pools import DataName
+from benchmarks.reporting import digest_of_code
 from benchmarks.watches.damages import BITS, Damage, damaged
 from benchmarks.watches.figures import Measured, as_plain, bars_for, tables
 from benchmarks.watches.measuring import break_versions, shift_inputs, stay_quiet

@@ -9,20 +9,13 @@ from deepfailguard.errors import CorruptFileError
 from deepfailguard.identity import digest
 from deepfailguard.store import TensorFile, load_tensors, save_tensors
 
-__all__ = ["JOINT", "digest_of_code", "ensemble_of", "kept_or_made"]
+__all__ = ["JOINT", "ensemble_of", "kept_or_made"]
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 JOINT: Final = (  # what makes class probabilities of evidence
     "deepfailguard/predictor/joint/*.py",
     *(f"deepfailguard/predictor/{name}.py" for name in ("checks", "class_posterior", "states")),
     *(f"benchmarks/decisions/{name}.py" for name in ("evidence", "judging")),
 )
-
-
-def digest_of_code(*patterns: str) -> str:
-    """Of source files, named from the repository's root: another digest, other answers."""
-    files = [path for pattern in patterns for path in sorted(_ROOT.glob(pattern))]
-    return digest([path.read_text(encoding="utf-8") for path in files])
 
 
 def ensemble_of(pool: PoolEvidence, members: tuple[int, ...]) -> dict[str, Any]:

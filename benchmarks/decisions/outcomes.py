@@ -12,8 +12,9 @@ from torch import Tensor
 from benchmarks.decisions.ensembles import SETTINGS, Ensemble
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import CALIBRATION, RELATED, TEST, shifted_part
-from benchmarks.decisions.keeping import digest_of_code, ensemble_of, kept_or_made
+from benchmarks.decisions.keeping import ensemble_of, kept_or_made
 from benchmarks.decisions.rules import LEARNING, LOG_POOL, SOFT_VOTE, Answers, fit_guards, fit_rules
+from benchmarks.reporting import digest_of_code
 from deepfailguard.evaluation.failure_prediction import expected_calibration_error
 from deepfailguard.evaluation.measures import oracle
 from deepfailguard.faults.rehearsal import Kind

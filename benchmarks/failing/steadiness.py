@@ -10,9 +10,10 @@ from torch import Tensor
 
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import CALIBRATION, TEST
-from benchmarks.decisions.keeping import digest_of_code, kept_or_made
+from benchmarks.decisions.keeping import kept_or_made
 from benchmarks.failing.measuring import Judged, Measures, measures_of
 from benchmarks.failing.single_scores import as_failure
+from benchmarks.reporting import digest_of_code
 from deepfailguard.predictor.scores import ScoresPredictor
 from deepfailguard.progress import track
 from deepfailguard.store import TensorFile

@@ -10,8 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from benchmarks.decisions.keeping import digest_of_code
 from benchmarks.decisions.pools import FAMILIES, Draw, PoolPlan, train_pool
+from benchmarks.reporting import digest_of_code
 from deepfailguard.errors import CorruptFileError
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.identity import digest

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.decisions.evidence import PoolEvidence
 from benchmarks.decisions.images import TEST
-from benchmarks.decisions.keeping import digest_of_code, kept_or_made
+from benchmarks.decisions.keeping import kept_or_made
+from benchmarks.reporting import digest_of_code
 from deepfailguard.faults.weights import BitFlips
 from deepfailguard.identity import describe
 from deepfailguard.progress import track
