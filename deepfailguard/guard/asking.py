@@ -12,7 +12,7 @@ from deepfailguard.guard.verdict import FaultKind, VersionHealth
 from deepfailguard.types import NO_ANSWER, Distances, Evidence, Need
 from deepfailguard.versions.stability import stability
 from deepfailguard.versions.tapping import tapped
-from deepfailguard.versions.version import Version, check_logits, device_of, run
+from deepfailguard.versions.version import Version, check_logits, device_of, evened, run
 
 __all__ = ["Answers", "ask", "evidence_of", "no_answers", "piece_size"]
 
@@ -149,13 +149,14 @@ def piece_size(estimator: DistanceEstimator | None) -> int:
 
 def _forward(version: Version, images: Tensor, features: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, K) float64 and features (B, F) float32 on the CPU; F = 0 if they are not wanted."""
+    count, filled = len(images), evened(images)
     if features:
-        tap = tapped(version.model, images.to(device_of(version.model), copy=True))
-        logits, seen = tap.logits, tap.features
+        tap = tapped(version.model, filled.to(device_of(version.model), copy=True))
+        logits, seen = tap.logits, tap.features[:count]
     else:
-        logits = run(version.model, images)
-        seen = torch.zeros(len(images), 0)
-    checked = check_logits(logits, len(images), version.classes, version.name)
+        logits = run(version.model, filled)
+        seen = torch.zeros(count, 0)
+    checked = check_logits(logits, len(filled), version.classes, version.name)[:count]
     return checked.cpu().double(), seen.cpu().float()  # in this order: not every device has float64
 
 

@@ -43,7 +43,7 @@ def examine(member: Member, answers: Answers, keys: Tensor, canary: Tensor, seco
     Args:
         member: the version.
         answers: to G inputs.
-        keys: (G,) float64 of the inputs, see `keys_of`.
+        keys: (G,) int64 of the inputs, see `keys_of`.
         canary: (M, C, H, W).
         seconds: that the canary may take.
     """

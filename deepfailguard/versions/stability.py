@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from deepfailguard.types import NO_ANSWER, Bounds
 from deepfailguard.versions.logits import as_logits
-from deepfailguard.versions.version import device_of, run
+from deepfailguard.versions.version import device_of, evened, run
 
 __all__ = ["CHANGES", "stability"]
 
@@ -48,14 +48,14 @@ def stability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds, 
 
 
 def _mean_probability(model: nn.Module, images: Tensor, labels: Tensor, bounds: Bounds) -> Tensor:
-    given = images.to(device_of(model))
-    copies = [_probability(run(model, change(given, bounds)), labels) for change in CHANGES.values()]
+    given = evened(images.to(device_of(model)))
+    copies = [_probability(run(model, change(given, bounds)), len(given), labels) for change in CHANGES.values()]
     return torch.stack(copies).mean(0).float()
 
 
-def _probability(output: object, labels: Tensor) -> Tensor:
+def _probability(output: object, asked: int, labels: Tensor) -> Tensor:
     """Softmax (B,) float64 of the labels; 0 where there is none, and where a logit is not finite."""
-    logits = as_logits(output, len(labels)).cpu().double()  # in this order: not every device has float64
+    logits = as_logits(output, asked)[: len(labels)].cpu().double()  # in this order: not every device has float64
     labels = labels.cpu()
     told = logits.softmax(1).gather(1, labels.clamp_min(0)[:, None]).squeeze(1)
     return torch.where(logits.isfinite().all(1) & (labels != NO_ANSWER), told, 0.0)

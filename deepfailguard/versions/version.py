@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from deepfailguard.identity import weights_fingerprint
 from deepfailguard.types import Bounds
 from deepfailguard.versions.card import IdentityCard
 
-__all__ = ["Version", "check_logits", "device_of", "evaluating", "load_weights", "run"]
+__all__ = ["Version", "check_logits", "device_of", "evaluating", "evened", "load_weights", "run"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,24 @@ def run(model: nn.Module, images: Tensor) -> Any:
     """
     with evaluating(model):
         return model(images.to(device_of(model), copy=True))
+
+
+_STEPS: Final = {4: 1, 8: 2, 16: 4, 64: 8, 128: 16}  # by the largest batch that each is for
+_LONGEST_STEP: Final = 32
+
+
+def evened(images: Tensor) -> Tensor:
+    """A batch (B, ...) filled up with copies of its last image to one of few sizes.
+
+    Kernels are made or chosen anew for each size of batch, which takes as long as the arithmetic of a small model, and
+    the few hundred that are kept are soon others: where requests come in batches of any size, this is faster.
+
+    >>> [len(evened(torch.zeros(count, 1))) for count in (0, 1, 3, 5, 8, 9, 33, 64, 65, 130)]
+    [0, 1, 3, 6, 8, 12, 40, 64, 80, 160]
+    """
+    count = len(images)
+    missing = -count % next((step for most, step in _STEPS.items() if count <= most), _LONGEST_STEP)
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
 
 
 def check_logits(output: object, batch: int, classes: int, name: str) -> Tensor:
