@@ -19,7 +19,8 @@
     ├── StoreError
     │   ├── CorruptFileError (ValueError)           a checksum that does not match
     │   └── SignatureError (ValueError)             a signature that is missing or not the expected one
-    └── CacheMissError (LookupError)           evidence that was never computed
+    ├── CacheMissError (LookupError)           evidence that was never computed
+    └── GuardLostError (ConnectionError)       the process of a served guard died
 
 Each says what was expected, what came and what to do. Leaves also inherit the builtin that they
 resemble, so that ``except FileNotFoundError`` works for those who do not know this tree.
@@ -37,6 +38,7 @@ __all__ = [
     "EmptyReceiptError",
     "FaultError",
     "FaultNotApplicableError",
+    "GuardLostError",
     "NotFittedError",
     "SignatureError",
     "SplitOverlapError",
@@ -127,3 +129,7 @@ class SignatureError(StoreError, ValueError):
 
 class CacheMissError(DeepfailguardError, LookupError):
     """Evidence was asked of a cache that never saw the input."""
+
+
+class GuardLostError(DeepfailguardError, ConnectionError):
+    """The process of a guard that is served died."""

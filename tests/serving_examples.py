@@ -63,6 +63,7 @@ class GuardDouble:
         started: set when a batch begins.
         poison: raises for a batch, if it is not None: how a test breaks the guard itself.
         closed: whether it was closed.
+        crowd: how many batches it was given at the same time at most.
     """
 
     def __init__(self, guard: GuardedPredictor | None = None, least_versions: int = 1) -> None:
@@ -75,6 +76,7 @@ class GuardDouble:
         self.started = threading.Event()
         self.poison: Callable[[Tensor], None] | None = None
         self.closed = False
+        self.crowd = self._inside = 0
         self.drift = "nothing"
         self._lock = threading.Lock()
         self._born = time.time()
@@ -87,6 +89,14 @@ class GuardDouble:
         return self.guard.saved.card
 
     def __call__(self, images: Tensor, deadline: float | None = None) -> Verdict:
+        self._inside += 1
+        self.crowd = max(self.crowd, self._inside)
+        try:
+            return self._in_turn(images, deadline)
+        finally:
+            self._inside -= 1
+
+    def _in_turn(self, images: Tensor, deadline: float | None) -> Verdict:
         with self._lock:
             self.batches.append(len(images))
             self.deadlines.append(deadline)

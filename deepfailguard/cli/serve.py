@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from deepfailguard.device import resolve_device
 from deepfailguard.errors import ConfigurationError, DeepfailguardError
-from deepfailguard.runtime.runtime import GuardRuntime
+from deepfailguard.runtime.long_lived import freeze_objects
 from deepfailguard.runtime.settings import Settings
+from deepfailguard.serving.guard_process import GuardProcess
+from deepfailguard.serving.guard_worker import LOG_FORMAT, GuardOrder
 from deepfailguard.serving.settings import Listening, ServerSettings
 from deepfailguard.versions.pool import TRUSTED_PACKAGES
 
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _DONE, _FAILED, _ASKED_WRONG = 0, 1, 2
 _FOR_VERSIONS: Final = 0.4  # then a request that waits behind a version which hangs is answered in time all the same
+_TURN: Final = 0.001  # seconds that the event loop may keep the thread waiting which hands batches over
 _KEYS: Final = {"key": "DEEPFAILGUARD_KEY", "admin_key": "DEEPFAILGUARD_ADMIN_KEY"}
 
 
@@ -62,7 +65,7 @@ def _add_how(group: Any) -> None:
         choices=("in process", "processes"),
         type=lambda text: text.replace("-", " "),
         default="in process",
-        help="versions share this process (fast), or have one each (a crash costs no more than one) (%(default)s)",
+        help="versions share the guard's process (fast), or have one each (a crash costs only one) (%(default)s)",
     )
     group.add_argument("--device", default="cpu", help="where versions run: cpu, cuda, auto (%(default)s)")
     group.add_argument(
@@ -102,7 +105,7 @@ def _add_trust(group: Any) -> None:
 
 
 def _serve_or_say_why(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     try:
         return _serve(arguments)
     except (ConfigurationError, FileNotFoundError) as error:
@@ -134,8 +137,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     with closing(open_port(listening.host, listening.port)) as http_socket:
         if listening.grpc_port:
             open_port(listening.host, listening.grpc_port).close()
-        with _runtime(arguments, settings, device) as runtime:
-            return _DONE if GuardServer(runtime, server, listening, http_socket).run() else _FAILED
+        with GuardProcess(_order(arguments, settings, device)) as guard:
+            freeze_objects()
+            sys.setswitchinterval(_TURN)
+            return _DONE if GuardServer(guard, server, listening, http_socket).run() else _FAILED
 
 
 def _listening(arguments: argparse.Namespace) -> Listening:
@@ -194,23 +199,17 @@ def _trusted(arguments: argparse.Namespace) -> tuple[str, ...]:
     return (*TRUSTED_PACKAGES, *arguments.trusted)
 
 
-def _runtime(arguments: argparse.Namespace, settings: Settings, device: Any) -> GuardRuntime:
-    runtime = GuardRuntime.load(
-        arguments.guard,
-        device=device,
+def _order(arguments: argparse.Namespace, settings: Settings, device: Any) -> GuardOrder:
+    return GuardOrder(
+        folder=arguments.guard.resolve(),
+        device=str(device),
         trusted=_trusted(arguments),
         public_key=arguments.public_key,
         isolation=arguments.isolation,
         settings=settings,
         state=arguments.state,
+        standby=tuple(arguments.standby),
     )
-    try:
-        for name in arguments.standby:
-            runtime.retire(name)
-    except BaseException:
-        runtime.close()
-        raise
-    return runtime
 
 
 def _serve_on_ray(

@@ -1,6 +1,7 @@
 """Asking the guard about a batch of requests, such that none of them can fail the others."""
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepfailguard.errors import DataFormatError
+from deepfailguard.errors import DataFormatError, GuardLostError
 from deepfailguard.serving.answers import Answer, Batch, batch_of, part_of
 from deepfailguard.serving.base import Runtime
-from deepfailguard.serving.refusing import RefusedError
+from deepfailguard.serving.refusing import LOST_FOR, RefusedError
 
 __all__ = ["Job", "answer_jobs"]
 
@@ -36,7 +37,11 @@ class Job:
 
 
 def answer_jobs(
-    runtime: Runtime, jobs: Sequence[Job], deadline: float, observe: Callable[[Batch, float], None]
+    runtime: Runtime,
+    jobs: Sequence[Job],
+    deadline: float,
+    observe: Callable[[Batch, float], None],
+    turn: threading.Lock,
 ) -> list[Answer | RefusedError]:
     """What to tell each request. Never raises.
 
@@ -48,23 +53,28 @@ def answer_jobs(
         jobs: the requests.
         deadline: what the server allows a request, in seconds; for the message only.
         observe: is told of each batch.
+        turn: held while the guard is asked: its own deadline must not pass while it answers the batch before.
     """
     try:
-        return list(_ask(runtime, jobs, observe))
+        return list(_ask(runtime, jobs, observe, turn))
+    except GuardLostError as error:  # whoever asked for what took it down must not do so again at once
+        return [_lost(error) for _ in jobs]
     except Exception as error:  # whatever it is: these are requests of different clients
         logger.warning("a batch of %d requests failed: %r; each is asked alone", len(jobs), error)
-    return [_ask_alone(runtime, job, deadline, observe) for job in jobs]
+    return [_ask_alone(runtime, job, deadline, observe, turn) for job in jobs]
 
 
 def _ask_alone(
-    runtime: Runtime, job: Job, deadline: float, observe: Callable[[Batch, float], None]
+    runtime: Runtime, job: Job, deadline: float, observe: Callable[[Batch, float], None], turn: threading.Lock
 ) -> Answer | RefusedError:
     if job.until <= time.monotonic():
         return RefusedError(504, f"there was no answer within the deadline of {deadline:g} s; ask again", 1)
     try:
-        return _ask(runtime, [job], observe)[0]
+        return _ask(runtime, [job], observe, turn)[0]
     except DataFormatError as error:
         return RefusedError(400, str(error))
+    except GuardLostError as error:
+        return _lost(error)
     except Exception:
         number = uuid.uuid4().hex[:12]
         logger.exception("request %s failed", number)
@@ -73,15 +83,24 @@ def _ask_alone(
         )
 
 
-def _ask(runtime: Runtime, jobs: Sequence[Job], observe: Callable[[Batch, float], None]) -> list[Answer]:
-    images, began = _tensor([job.images for job in jobs]), time.monotonic()
+def _lost(error: GuardLostError) -> RefusedError:
+    return RefusedError(503, str(error), LOST_FOR)
+
+
+def _ask(
+    runtime: Runtime, jobs: Sequence[Job], observe: Callable[[Batch, float], None], turn: threading.Lock
+) -> list[Answer]:
+    images = _tensor([job.images for job in jobs])
     # By its own deadline, not by the requests': one that is in a hurry must not make the guard leave versions out of
     # others' answers, and a version that hangs must not take the time of those that wait behind.
-    verdict = runtime(images)
+    with turn:
+        began = time.monotonic()
+        verdict = runtime(images)
+        took = time.monotonic() - began
     if len(verdict) != len(images):
         raise RuntimeError(f"the guard gave {len(verdict)} answers to {len(images)} images")
     batch = batch_of(verdict)
-    _tell(observe, batch, time.monotonic() - began)
+    _tell(observe, batch, took)
     answers, start = [], 0
     for job in jobs:
         answers.append(part_of(batch, start, start + len(job.images)))

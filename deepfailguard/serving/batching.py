@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ __all__ = ["Batcher", "Observer"]
 Observer = Callable[[Batch, float], None]
 """Is told of each batch and of the seconds that it took, in the guard's thread."""
 
+_AHEAD: Final = 2  # batches: one is computed, one is ready
 _LONGEST_RETRY: Final = 60
 _SMOOTHING: Final = 0.2
 
@@ -36,11 +38,12 @@ class _Item:
 
 
 class Batcher:
-    """Collects images of many requests and asks the guard about them together, in one thread of its own.
+    """Collects images of many requests and asks the guard about them together, one batch after the other.
 
-    While the guard is busy, requests wait; when it is done, it gets what waits, at most `max_batch` images, at once.
-    While it has nothing to do, a first request waits at most `max_wait` for others. Requests whose clients went away,
-    or whose time is over, are not computed.
+    While the guard is busy, requests wait; when it is done, it gets what waits, at most `max_batch` images, at once. A
+    full batch is made ready while the one before is computed, so that the guard need not wait for it. While it has
+    nothing to do, a first request waits at most `max_wait` for others. Requests whose clients went away, or whose time
+    is over, are not computed.
 
     Its methods belong to the event loop.
 
@@ -56,11 +59,13 @@ class Batcher:
         self.observe = observe
         self._waiting: deque[_Item] = deque()
         self._images = 0
-        self._busy = False
+        self._running = 0
+        self._ended = 0.0  # when the last batch was done
+        self._turn = threading.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._clients: Counter[str] = Counter()
         self._speed = 0.0  # images per second, smoothed
-        self._worker = ThreadPoolExecutor(1, "guard")
+        self._worker = ThreadPoolExecutor(_AHEAD, "guard")
 
     @property
     def images_waiting(self) -> int:
@@ -111,7 +116,7 @@ class Batcher:
             self._leave(items, client)
 
     def close(self) -> None:
-        """Let the thread end once it is done."""
+        """Let the threads end once they are done."""
         self._worker.shutdown(wait=False)
 
     def _admit(self, images: int, client: str) -> None:
@@ -158,11 +163,9 @@ class Batcher:
 
     def _consider(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a batch now, or when its time has come; while the guard is busy, its end starts the next one."""
-        if self._busy:
-            return
-        if self._images >= self.settings.max_batch:
+        if self._images >= self.settings.max_batch and self._running < _AHEAD:
             self._start(loop)
-        elif self._timer is None:
+        elif self._timer is None and not self._running:
             self._timer = loop.call_later(self.settings.max_wait, self._start, loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -172,15 +175,15 @@ class Batcher:
         items = self._take()
         if not items:
             return
-        self._busy = True
+        self._running += 1
         jobs, began = [item.job for item in items], time.monotonic()
-        work = self._worker.submit(answer_jobs, self.runtime, jobs, self.settings.deadline, self.observe)
+        work = self._worker.submit(answer_jobs, self.runtime, jobs, self.settings.deadline, self.observe, self._turn)
 
         def done(work: "Future[list[Answer | RefusedError]]") -> None:
             try:
                 loop.call_soon_threadsafe(self._finish, loop, items, work, began)
             except RuntimeError:  # the loop was closed, and with it all who wait
-                self._busy = False
+                self._running -= 1
 
         work.add_done_callback(done)
 
@@ -205,11 +208,13 @@ class Batcher:
         began: float,
     ) -> None:
         """Set the guard going again before the answers are handed out, so that it does not wait for that."""
-        self._busy = False
-        seconds = max(time.monotonic() - began, 1e-6)
+        self._running -= 1
+        now = time.monotonic()
+        seconds, self._ended = max(now - max(began, self._ended), 1e-6), now
         speed = sum(len(item.job.images) for item in items) / seconds
         self._speed = speed if not self._speed else (1 - _SMOOTHING) * self._speed + _SMOOTHING * speed
-        self._start(loop)
+        if not self._running or self._images >= self.settings.max_batch:
+            self._start(loop)
         for item, told in zip(items, work.result(), strict=True):
             if item.answer.done():
                 continue

@@ -4,10 +4,13 @@ from typing import Final
 
 from deepfailguard.errors import DeepfailguardError
 
-__all__ = ["CLIENT_GONE", "SHUTTING_DOWN", "RefusedError"]
+__all__ = ["CLIENT_GONE", "LOST_FOR", "SHUTTING_DOWN", "RefusedError"]
 
 CLIENT_GONE: Final = 499
 """Stands for a status where nobody is left to read one."""
+
+LOST_FOR: Final = 5
+"""Seconds after which to ask again when the guard's process died: so long it takes to import torch and to load."""
 
 
 class RefusedError(DeepfailguardError):

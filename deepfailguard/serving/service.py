@@ -6,12 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
+from deepfailguard.errors import GuardLostError
 from deepfailguard.runtime.status import Status
 from deepfailguard.serving.base import Runtime
 from deepfailguard.serving.batching import Batcher
 from deepfailguard.serving.limits import Door
 from deepfailguard.serving.metrics import Metrics
 from deepfailguard.serving.pictures import Decoder
+from deepfailguard.serving.refusing import LOST_FOR, RefusedError
 from deepfailguard.serving.settings import ServerSettings
 
 __all__ = ["Service"]
@@ -48,18 +50,32 @@ class Service:
         self._status: tuple[float, Status] | None = None
 
     async def status(self) -> Status:
-        """How the guard stands; a fifth of a second old at most, so that nobody can wear it out by asking."""
+        """How the guard stands; a fifth of a second old at most, so that nobody can wear it out by asking.
+
+        Raises:
+            RefusedError: its process died.
+        """
         if self._status is None or time.monotonic() - self._status[0] > _FRESH:
             self._status = time.monotonic(), await self.in_thread(self.runtime.status)
         return self._status[1]
 
     async def ready(self) -> bool:
         """Whether new requests are welcome: enough versions serve, and the server is not shutting down."""
-        return not self.door.closing and (await self.status()).ready
+        try:
+            return not self.door.closing and (await self.status()).ready
+        except RefusedError:
+            return False
 
     async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do what may have to wait for the guard, such that no request waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._operator, work, *arguments)
+        """Do what may have to wait for the guard, such that no request waits for it.
+
+        Raises:
+            RefusedError: the guard's process died.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._operator, work, *arguments)
+        except GuardLostError as error:
+            raise RefusedError(503, str(error), LOST_FOR) from error
 
     def forget_status(self) -> None:
         """Ask the guard itself next time: it was changed."""

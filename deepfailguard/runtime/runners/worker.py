@@ -17,6 +17,7 @@ import torch
 from deepfailguard.boundary.base import DistanceEstimator
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.runtime.base import Source
+from deepfailguard.runtime.long_lived import freeze_objects
 from deepfailguard.runtime.runners.loaded import LoadedVersion
 from deepfailguard.runtime.runners.wire import Message, answers_message, question_of, receive, send
 
@@ -48,6 +49,7 @@ def serve(line: Connection) -> None:
     faulthandler.enable()  # a crash says where
     with suppress(EOFError, OSError):  # the runtime is done with this process, or gone
         loaded = _load(line)
+        freeze_objects()
         while loaded is not None:
             _answer(line, loaded)
 

@@ -12,17 +12,17 @@ import torch
 
 from deepfailguard.cli import serve
 from deepfailguard.cli.main import main
-from deepfailguard.runtime.runtime import GuardRuntime
+from deepfailguard.runtime.settings import Settings
 from deepfailguard.serving import ray_app, server
+from deepfailguard.serving.guard_worker import GuardOrder
 from deepfailguard.serving.settings import Listening, ServerSettings
-from tests.serving_examples import small_guard
 
 HERE = ["--port", "0", "--grpc-port", "0"]
 
 
 @pytest.fixture
 def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GuardRuntime, "load", lambda *_, **__: pytest.fail("a guard was loaded"))
+    monkeypatch.setattr(serve, "GuardProcess", lambda *_: pytest.fail("a guard was loaded"))
 
 
 @pytest.fixture(autouse=True)
@@ -123,38 +123,46 @@ def test_keys_are_never_arguments() -> None:
 
 
 class Given:
-    """What a server was started with."""
+    """What a server and its guard were started with."""
 
-    runtime: Any
+    order: GuardOrder
+    closed: bool = False
     settings: ServerSettings
     listening: Listening
 
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    """A guard in memory, and a server that ends at once."""
+    """A guard that is none, and a server that ends at once."""
     told = Given()
+
+    class Guard:
+        def __init__(self, order: GuardOrder) -> None:
+            told.order = order
+
+        def __enter__(self) -> "Guard":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            told.closed = True
 
     class Recorder:
         def __init__(self, runtime: Any, settings: ServerSettings, listening: Listening, http_socket: Any) -> None:
-            told.runtime, told.settings, told.listening = runtime, settings, listening
+            assert isinstance(runtime, Guard)
+            told.settings, told.listening = settings, listening
             assert http_socket.getsockname()[1] > 0
-            self.states = [version.state for version in runtime.status().versions]
-            told.states = self.states  # type: ignore[attr-defined]
 
         def run(self) -> bool:
             return True
 
-    def load(folder: Path, **options: Any) -> GuardRuntime:
-        told.options = options  # type: ignore[attr-defined]
-        return GuardRuntime(small_guard(), isolation=options["isolation"], settings=options["settings"])
-
     monkeypatch.setattr(server, "GuardServer", Recorder)
-    monkeypatch.setattr(GuardRuntime, "load", load)
+    monkeypatch.setattr(serve, "GuardProcess", Guard)
+    monkeypatch.setattr(serve, "freeze_objects", lambda: None)  # it is for this process's whole life
+    monkeypatch.setattr(sys, "setswitchinterval", lambda _: None)
     return told
 
 
-def test_options_reach_the_guard_and_the_server(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_guard_and_the_server(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = tmp_path / "key.txt"
     key.write_text("a-key-for-clients\n")
     monkeypatch.setenv("DEEPFAILGUARD_ADMIN_KEY", "a-key-for-operators")
@@ -171,22 +179,16 @@ def test_options_reach_the_guard_and_the_server(given: Any, tmp_path: Path, monk
     )
     assert settings.drain_seconds == 3
     assert given.listening == Listening(port=0, grpc_port=None)
-    assert given.options["trusted"] == ("deepfailguard", "mymodel", "mine")
-    assert given.options["isolation"] == "in process"
-    assert given.options["state"] == Path("state")
-    assert (given.options["settings"].deadline, given.options["settings"].least_versions) == (0.2, 2)
-    assert given.states == ["serving", "serving", "shadow"]
-
-
-def test_the_runtime_is_closed_when_the_server_ends_or_cannot_start(
-    given: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["serve", str(tmp_path), *HERE]) == 0
-    with pytest.raises(ValueError, match="closed"):
-        given.runtime(torch.zeros(1, 1, 8, 8))
-    status, told = refused(capsys, str(tmp_path), *HERE, "--standby", "nobody")
-    assert status == 2
-    assert "nobody" in told
+    assert given.order == GuardOrder(
+        tmp_path,
+        device="cpu",
+        trusted=("deepfailguard", "mymodel", "mine"),
+        isolation="in process",
+        settings=Settings(deadline=0.2, least_versions=2),
+        state=Path("state"),
+        standby=("odd",),
+    )
+    assert given.closed
 
 
 @pytest.mark.usefixtures("no_loading")

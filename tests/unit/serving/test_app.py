@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from deepfailguard.errors import GuardLostError
 from deepfailguard.serving.app import create_app, service_of
 from deepfailguard.serving.settings import ServerSettings
 from tests.serving_examples import CLASS_NAMES, GuardDouble, images_of
@@ -170,6 +171,21 @@ def test_the_status_is_the_runtimes() -> None:
     double = GuardDouble()
     told = one("GET", "/status", double).json()
     assert told == json.loads(json.dumps(double.status().as_dict()))
+
+
+def test_while_the_guard_is_lost_that_is_told() -> None:
+    double = GuardDouble()
+
+    def lost() -> Any:
+        raise GuardLostError("the guard's process ended")
+
+    double.status = lost  # type: ignore[method-assign]
+    for path in ("/health", "/status", "/metrics"):
+        answer = one("GET", path, double)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
+        assert "process ended" in answer.json()["error"]
+    assert one("GET", "/v2/health/ready", double).status_code == 503
+    assert one("GET", "/v2/health/live", double).status_code == 200
 
 
 def test_a_storm_of_questions_for_the_status_asks_the_guard_once() -> None:

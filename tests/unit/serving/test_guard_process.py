@@ -1,0 +1,165 @@
+"""A guard in a process of its own: it answers like the guard, tells errors, comes back, and never stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from deepfailguard.errors import ConfigurationError, DataFormatError, GuardLostError
+from deepfailguard.guard.guarded import GuardedPredictor
+from deepfailguard.runtime.runtime import GuardRuntime
+from deepfailguard.runtime.settings import Settings
+from deepfailguard.serving.guard_process import GuardProcess
+from deepfailguard.serving.guard_worker import GuardOrder
+from tests.serving_examples import VERSIONS, images_of, save_own_guard
+
+ROOT = Path(__file__).resolve().parents[3]
+LONG = 120.0  # only ever waited for by a test that fails
+SETTINGS = Settings(deadline=60.0)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("work")
+    sys.path.insert(0, str(folder))  # the guard's process looks for the versions' code where this one does
+    yield folder
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def guard(work: Path) -> GuardedPredictor:
+    return save_own_guard(work)
+
+
+@pytest.fixture(scope="module")
+def order(work: Path, guard: GuardedPredictor) -> GuardOrder:
+    return GuardOrder(work / "guard", trusted=("deepfailguard", "own_nets"), settings=SETTINGS, state=work / "state")
+
+
+@pytest.fixture(scope="module")
+def served(order: GuardOrder) -> Iterator[GuardProcess]:
+    with GuardProcess(order) as process:
+        yield process
+    assert not psutil.pid_exists(process.pid or 0)
+
+
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def answers(process: GuardProcess) -> bool:
+    try:
+        return not process(images_of(1)).degraded
+    except GuardLostError:
+        return False
+
+
+def test_it_answers_like_the_guard(served: GuardProcess, guard: GuardedPredictor) -> None:
+    assert served.card.names == VERSIONS
+    for count in (0, 1, 7, 300):
+        verdict, expected = served(images_of(count)), guard(images_of(count))
+        for name in ("labels", "abstained", "failure_probability", "probabilities", "weights", "version_labels"):
+            assert torch.equal(getattr(verdict, name), getattr(expected, name)), name
+        assert verdict.classes == expected.classes
+        assert not verdict.degraded
+
+
+def test_threads_get_their_own_answers(served: GuardProcess, guard: GuardedPredictor) -> None:
+    batches = [images_of(count, seed=count) for count in range(1, 17)]
+    with ThreadPoolExecutor(4) as threads:
+        verdicts = list(threads.map(served, batches))
+    for verdict, batch in zip(verdicts, batches, strict=True):
+        assert torch.equal(verdict.labels, guard(batch).labels)
+
+
+def test_what_the_guard_refuses_is_refused_and_it_answers_on(served: GuardProcess) -> None:
+    with pytest.raises(DataFormatError):
+        served(torch.zeros(1, 3, 5, 5))
+    with pytest.raises(ConfigurationError, match="deadline must be a positive"):
+        served(images_of(1), deadline=-1.0)
+    with pytest.raises(ConfigurationError, match="nobody"):
+        served.set_aside("nobody", "a test")
+    assert answers(served)
+
+
+def test_an_operator_reaches_the_guard(served: GuardProcess) -> None:
+    assert [version.name for version in served.status().versions] == list(VERSIONS)
+    served.set_aside("odd", "a test")
+    assert served.status().versions[2].state == "quarantined"
+    assert served(images_of(3)).degraded
+    served.release("odd")
+    until(lambda: answers(served))
+
+
+def test_it_comes_back_with_its_state_when_its_process_dies(served: GuardProcess) -> None:
+    served.set_aside("odd", "it looks strange")
+    before = served.pid
+    assert before is not None
+    os.kill(before, signal.SIGSTOP)  # so that a question is under way
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(served, images_of(2))
+        time.sleep(0.05)
+        assert not asked.done()
+        os.kill(before, signal.SIGKILL)
+        with pytest.raises(GuardLostError, match="another one is being started"):
+            asked.result(LONG)
+    with pytest.raises(GuardLostError, match="ask again"):
+        served.status()
+    until(lambda: served.pid != before)
+    assert served(images_of(3)).degraded
+    assert "it looks strange" in served.status().versions[2].reason
+    served.release("odd")
+    until(lambda: answers(served))
+
+
+def test_a_guard_that_cannot_be_loaded_says_why(order: GuardOrder, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no guard"):
+        GuardProcess(GuardOrder(tmp_path))
+
+
+def test_versions_on_standby_are_shadows(order: GuardOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with GuardOrder(order.folder, trusted=order.trusted, standby=("odd",)).carry_out() as runtime:
+        assert [version.state for version in runtime.status().versions] == ["serving", "serving", "shadow"]
+    closed, close = [], GuardRuntime.close
+    monkeypatch.setattr(GuardRuntime, "close", lambda runtime: (closed.append(runtime), close(runtime)))
+    with pytest.raises(ConfigurationError, match="nobody"):
+        GuardOrder(order.folder, trusted=order.trusted, standby=("nobody",)).carry_out()
+    assert len(closed) == 1
+
+
+PROGRAM = """
+import os, sys, time
+from pathlib import Path
+from deepfailguard.serving.guard_process import GuardProcess
+from deepfailguard.serving.guard_worker import GuardOrder
+
+if __name__ == "__main__":
+    guard = GuardProcess(GuardOrder(Path(sys.argv[1]), trusted=("deepfailguard", "own_nets")))
+    print(guard.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_ends_when_the_program_is_killed(order: GuardOrder, work: Path) -> None:
+    program = work / "program.py"
+    program.write_text(PROGRAM)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{work}"}
+    command = [sys.executable, str(program), str(order.folder)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        os.kill(pid, signal.SIGTERM)  # is for the program, which would close it
+        assert psutil.pid_exists(pid)
+        process.kill()
+    until(lambda: not psutil.pid_exists(pid))
