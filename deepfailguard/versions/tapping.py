@@ -72,8 +72,9 @@ class _Seen:
 @contextmanager
 def _watching(model: nn.Module, convolutions: int) -> Iterator[_Seen]:
     seen, hooks = _Seen(), []
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    images = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    layers = list(model.modules())
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    images = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     some = min(convolutions, len(images))
     try:
         hooks += [layer.register_forward_hook(seen.note_linear) for layer in linear]

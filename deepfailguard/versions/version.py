@@ -120,7 +120,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Put a model in evaluation mode and leave every submodule in the mode it was in."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    if training:  # setting each module's mode takes as long as a small model's answer
+        model.eval()
     try:
         yield model
     finally:
