@@ -201,7 +201,7 @@ def _trusted(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _order(arguments: argparse.Namespace, settings: Settings, device: Any) -> GuardOrder:
     return GuardOrder(
-        folder=arguments.guard.resolve(),
+        folder=arguments.guard,
         device=str(device),
         trusted=_trusted(arguments),
         public_key=arguments.public_key,
