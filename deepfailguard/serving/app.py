@@ -5,6 +5,7 @@ from typing import Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -47,7 +48,8 @@ def create_app(runtime: Runtime, settings: ServerSettings | None = None) -> Fast
     """
     service = Service(runtime, settings or ServerSettings())
 
-    app = FastAPI(
+    app = FastAPIOffline(  # where there is no internet, its page of all routes works too
+        static_url="/static/docs",
         title="deepfailguard",
         version=deepfailguard.__version__,
         description=_DESCRIPTION,

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -350,6 +351,16 @@ def test_each_application_counts_for_itself() -> None:
     one("GET", "/v2")
     told = metrics_of(one("GET", "/metrics").text)
     assert "deepfailguard_request_seconds_count" not in told
+
+
+def test_the_page_of_all_routes_needs_no_internet() -> None:
+    page = one("GET", "/docs").text
+    named = re.findall(r"""(?:src|href)=["']([^"']+)["']""", page)
+    assert len(named) == 3
+    for path in named:
+        assert path.startswith("/static/docs/")
+        assert talk(lambda client, path=path: client.get(path)).status_code == 200
+    assert "https://" not in page
 
 
 def test_the_dashboard_and_its_files_are_served() -> None:
