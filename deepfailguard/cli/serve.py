@@ -11,6 +11,7 @@ from typing import Any, Final
 from deepfailguard.device import resolve_device
 from deepfailguard.errors import ConfigurationError, DeepfailguardError
 from deepfailguard.runtime.long_lived import freeze_objects
+from deepfailguard.runtime.runners.ray_replica import ReplicaSettings
 from deepfailguard.runtime.settings import Settings
 from deepfailguard.serving.guard_process import GuardProcess
 from deepfailguard.serving.guard_worker import LOG_FORMAT, GuardOrder
@@ -44,6 +45,7 @@ def add_serve(commands: Any) -> None:
     parser.add_argument("guard", type=Path, metavar="GUARD_DIR", help="folder of the guard")
     _add_where(parser.add_argument_group("where"))
     _add_how(parser.add_argument_group("how"))
+    _add_ray(parser.add_argument_group("with --engine ray"))
     _add_limits(parser.add_argument_group("limits"))
     _add_trust(parser.add_argument_group("keys and trust"))
     parser.set_defaults(run=_serve_or_say_why)
@@ -56,7 +58,16 @@ def _add_where(group: Any) -> None:
     group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM file of the certificate chain")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM file of its private key")
     group.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine, or Ray Serve")
+
+
+def _add_ray(group: Any) -> None:
+    usual = ReplicaSettings()
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a running Ray cluster; one is started without it")
+    group.add_argument("--replicas", type=int, help=f"of each version ({usual.replicas})")
+    group.add_argument("--most-replicas", type=int, help="of each version under load; never more than usual without it")
+    group.add_argument("--replicas-per-node", type=int, help="of a version on one machine at most")
+    group.add_argument("--replica-cpus", type=float, help=f"that Ray keeps for each ({usual.cpus:g})")
+    group.add_argument("--replica-gpus", type=float, help=f"the same; also a part of one ({usual.gpus:g})")
 
 
 def _add_how(group: Any) -> None:
@@ -131,8 +142,9 @@ def _serve(arguments: argparse.Namespace) -> int:
             f"serving needs {error.name}, which is not installed: pip install 'deepfailguard[serve]'"
         ) from error
     listening, server, settings = _listening(arguments), _server_settings(arguments), _runtime_settings(arguments)
+    replicas = _replicas(arguments)
     if arguments.engine == "ray":
-        return _serve_on_ray(arguments, listening, server, settings)
+        return _serve_on_ray(arguments, listening, server, settings, replicas)
     device = resolve_device(arguments.device)
     with closing(open_port(listening.host, listening.port)) as http_socket:
         if listening.grpc_port:
@@ -212,8 +224,20 @@ def _order(arguments: argparse.Namespace, settings: Settings, device: Any) -> Gu
     )
 
 
+def _replicas(arguments: argparse.Namespace) -> ReplicaSettings:
+    names = ("replicas", "most_replicas", "replicas_per_node", "replica_cpus", "replica_gpus")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if given and arguments.engine != "ray":
+        raise ConfigurationError(f"--{next(iter(given)).replace('_', '-')} works with --engine ray alone")
+    return ReplicaSettings(**{name.removeprefix("replica_"): value for name, value in given.items()})
+
+
 def _serve_on_ray(
-    arguments: argparse.Namespace, listening: Listening, server: ServerSettings, runtime: Settings
+    arguments: argparse.Namespace,
+    listening: Listening,
+    server: ServerSettings,
+    runtime: Settings,
+    replicas: ReplicaSettings,
 ) -> int:
     if arguments.standby:
         raise ConfigurationError("--standby works with --engine local; on Ray, swap or retire versions while it serves")
@@ -227,6 +251,7 @@ def _serve_on_ray(
         state=arguments.state,
         runtime=runtime,
         server=server,
+        replicas=replicas,
     )
     serve_on_ray(guard, listening, arguments.ray_address)
     return _DONE

@@ -75,7 +75,7 @@ def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, runtime_env=_paths(), **own)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
-            f"no Ray cluster answers at launcher.address={where!r}: {error}; "
+            f"no Ray cluster answers at the address {where!r}: {error}; "
             "start one with `ray start --head`, or leave the address out for one on this machine"
         ) from error
 

@@ -12,6 +12,7 @@ import torch
 
 from deepfailguard.cli import serve
 from deepfailguard.cli.main import main
+from deepfailguard.runtime.runners.ray_replica import ReplicaSettings
 from deepfailguard.runtime.settings import Settings
 from deepfailguard.serving import ray_app, server
 from deepfailguard.serving.guard_worker import GuardOrder
@@ -91,6 +92,8 @@ def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--key-file", "nothing.txt"], "cannot be read"),
         (["--name", "a b"], "model_name must be"),
         (["--engine", "ray", "--standby", "a"], "--standby works with --engine local"),
+        (["--engine", "ray", "--replicas", "0"], "at least 1 replica"),
+        (["--replica-gpus", "0.5"], "--replica-gpus works with --engine ray alone"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -206,11 +209,16 @@ def test_ray_gets_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "0.1",
         "--least-versions",
         "2",
+        "--replicas",
+        "3",
+        "--replica-gpus",
+        "0.5",
     ]
     assert main(["serve", str(tmp_path), *HERE, *arguments]) == 0
     guard, listening, address = told
     assert guard.folder == tmp_path
     assert (guard.server.deadline, guard.runtime.deadline, guard.runtime.least_versions) == (0.7, 0.1, 2)
+    assert guard.replicas == ReplicaSettings(replicas=3, gpus=0.5)
     assert listening == Listening(port=0, grpc_port=0)
     assert address == "auto"
 
