@@ -67,6 +67,7 @@ class FoolboxDeepFool:
         Where the model's logits are not finite the label is -1 and `found` is False.
 
         Raises:
+            ConfigurationError: the model's logits have no gradient with respect to its input.
             DataFormatError: an input is not finite or not in the bounds.
             WrongOutputError: the model does not return logits (B, K).
         """
@@ -97,7 +98,15 @@ class FoolboxDeepFool:
         from foolbox.models.pytorch import PyTorchModel
 
         attack = L2DeepFoolAttack(steps=self.steps, candidates=self.candidates, overshoot=self.overshoot)
-        moved: Tensor = attack.run(PyTorchModel(model, self._bounds_in(x.dtype), device=x.device), x, answers)
+        try:
+            moved: Tensor = attack.run(PyTorchModel(model, self._bounds_in(x.dtype), device=x.device), x, answers)
+        except RuntimeError as error:
+            if _has_gradient(model, x[:1]):
+                raise
+            raise ConfigurationError(
+                "the model's logits have no gradient with respect to its input (does it run under no_grad, or on ONNX "
+                "Runtime?); take BoundarySearch, which goes by decisions then, or LearnedDistance"
+            ) from error
         return moved.detach()
 
     def _bounds_in(self, dtype: torch.dtype) -> tuple[float, float]:
@@ -109,6 +118,11 @@ class FoolboxDeepFool:
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         return as_logits(model(x), len(x))
+
+
+def _has_gradient(model: nn.Module, x: Tensor) -> bool:
+    with torch.enable_grad():
+        return as_logits(model(x.clone().requires_grad_() * 1.0), len(x)).requires_grad
 
 
 def _nothing(labels: Tensor) -> Distances:

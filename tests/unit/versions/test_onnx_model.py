@@ -15,6 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from deepfailguard.boundary.base import DistanceEstimator
+from deepfailguard.boundary.deepfool import FoolboxDeepFool
 from deepfailguard.boundary.estimates.first_order import FirstOrderDistance
 from deepfailguard.boundary.estimates.learned import LearnedDistance
 from deepfailguard.boundary.search.estimator import BoundarySearch
@@ -430,10 +432,13 @@ def test_a_distance_that_is_measured_without_gradients_is_one(affine: Affine, fi
     assert (verdict.distance[:, 2] <= exact * 1.5).all()
 
 
-def test_what_needs_gradients_says_so_and_names_what_needs_none(affine: Affine, fit: Fit) -> None:
+@pytest.mark.parametrize("distance", [FirstOrderDistance(), FoolboxDeepFool()])
+def test_what_needs_gradients_says_so_and_names_what_needs_none(
+    affine: Affine, fit: Fit, distance: DistanceEstimator
+) -> None:
     version = Version.of(OnnxModel(content(affine)), "onnx", CLASSES)
     with pytest.raises(WrongOutputError, match=r"version 'onnx' .* no gradient .* LearnedDistance"):
-        fit(version, predictor=KdePredictor(), distance=FirstOrderDistance())
+        fit(version, predictor=KdePredictor(), distance=distance)
     guard = fit(version, predictor=KdePredictor(), distance=LearnedDistance(BoundarySearch("fast")))
     assert not guard(IMAGES).degraded
 
