@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepfailguard.errors import DataFormatError, GuardLostError
+from deepfailguard.guard.verdict import Verdict
 from deepfailguard.serving.answers import Answer, Batch, batch_of, part_of
 from deepfailguard.serving.base import Runtime
 from deepfailguard.serving.refusing import LOST_FOR, RefusedError
@@ -42,6 +43,7 @@ def answer_jobs(
     deadline: float,
     observe: Callable[[Batch, float], None],
     turn: threading.Lock,
+    done: Callable[[], None],
 ) -> list[Answer | RefusedError]:
     """What to tell each request. Never raises.
 
@@ -54,9 +56,14 @@ def answer_jobs(
         deadline: what the server allows a request, in seconds; for the message only.
         observe: is told of each batch.
         turn: held while the guard is asked: its own deadline must not pass while it answers the batch before.
+        done: is called as soon as the guard is, before its verdict is taken apart.
     """
     try:
-        return list(_ask(runtime, jobs, observe, turn))
+        try:
+            verdict, seconds = _ask(runtime, jobs, turn)
+        finally:
+            done()
+        return list(_answers(verdict, seconds, jobs, observe))
     except GuardLostError as error:  # whoever asked for what took it down must not do so again at once
         return [_lost(error) for _ in jobs]
     except Exception as error:  # whatever it is: these are requests of different clients
@@ -70,7 +77,7 @@ def _ask_alone(
     if job.until <= time.monotonic():
         return RefusedError(504, f"there was no answer within the deadline of {deadline:g} s; ask again", 1)
     try:
-        return _ask(runtime, [job], observe, turn)[0]
+        return _answers(*_ask(runtime, [job], turn), [job], observe)[0]
     except DataFormatError as error:
         return RefusedError(400, str(error))
     except GuardLostError as error:
@@ -87,9 +94,8 @@ def _lost(error: GuardLostError) -> RefusedError:
     return RefusedError(503, str(error), LOST_FOR)
 
 
-def _ask(
-    runtime: Runtime, jobs: Sequence[Job], observe: Callable[[Batch, float], None], turn: threading.Lock
-) -> list[Answer]:
+def _ask(runtime: Runtime, jobs: Sequence[Job], turn: threading.Lock) -> tuple[Verdict, float]:
+    """The verdict on all images, and the seconds that it took."""
     images = _tensor([job.images for job in jobs])
     # By its own deadline, not by the requests': one that is in a hurry must not make the guard leave versions out of
     # others' answers, and a version that hangs must not take the time of those that wait behind.
@@ -99,8 +105,14 @@ def _ask(
         took = time.monotonic() - began
     if len(verdict) != len(images):
         raise RuntimeError(f"the guard gave {len(verdict)} answers to {len(images)} images")
+    return verdict, took
+
+
+def _answers(
+    verdict: Verdict, seconds: float, jobs: Sequence[Job], observe: Callable[[Batch, float], None]
+) -> list[Answer]:
     batch = batch_of(verdict)
-    _tell(observe, batch, took)
+    _tell(observe, batch, seconds)
     answers, start = [], 0
     for job in jobs:
         answers.append(part_of(batch, start, start + len(job.images)))

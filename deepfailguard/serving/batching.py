@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,7 +66,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._clients: Counter[str] = Counter()
         self._speed = 0.0  # images per second, smoothed
-        self._worker = ThreadPoolExecutor(_AHEAD, "guard")
+        self._worker = ThreadPoolExecutor(_AHEAD + 1, "guard")  # one more takes a verdict apart
 
     @property
     def images_waiting(self) -> int:
@@ -177,15 +178,15 @@ class Batcher:
             return
         self._running += 1
         jobs, began = [item.job for item in items], time.monotonic()
-        work = self._worker.submit(answer_jobs, self.runtime, jobs, self.settings.deadline, self.observe, self._turn)
+        images = sum(len(job.images) for job in jobs)
 
-        def done(work: "Future[list[Answer | RefusedError]]") -> None:
-            try:
-                loop.call_soon_threadsafe(self._finish, loop, items, work, began)
-            except RuntimeError:  # the loop was closed, and with it all who wait
-                self._running -= 1
+        def done() -> None:
+            _tell(loop, self._go_on, loop, images, began)
 
-        work.add_done_callback(done)
+        work = self._worker.submit(
+            answer_jobs, self.runtime, jobs, self.settings.deadline, self.observe, self._turn, done
+        )
+        work.add_done_callback(lambda work: _tell(loop, _hand_out, items, work))
 
     def _take(self) -> list[_Item]:
         """The requests that come next: at most a batch of them, none whose time is over."""
@@ -200,28 +201,31 @@ class Batcher:
                 images += len(item.job.images)
         return items
 
-    def _finish(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        items: list[_Item],
-        work: "Future[list[Answer | RefusedError]]",
-        began: float,
-    ) -> None:
-        """Set the guard going again before the answers are handed out, so that it does not wait for that."""
+    def _go_on(self, loop: asyncio.AbstractEventLoop, images: int, began: float) -> None:
+        """Give the guard what waits, before the answers to the batch that it has done are handed out."""
         self._running -= 1
         now = time.monotonic()
         seconds, self._ended = max(now - max(began, self._ended), 1e-6), now
-        speed = sum(len(item.job.images) for item in items) / seconds
+        speed = images / seconds
         self._speed = speed if not self._speed else (1 - _SMOOTHING) * self._speed + _SMOOTHING * speed
         if not self._running or self._images >= self.settings.max_batch:
             self._start(loop)
-        for item, told in zip(items, work.result(), strict=True):
-            if item.answer.done():
-                continue
-            if isinstance(told, Answer):
-                item.answer.set_result(told)
-            else:
-                item.answer.set_exception(told)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: Any) -> None:
+    """Do it on the event loop, from any thread."""
+    with suppress(RuntimeError):  # the loop was closed, and with it all who wait
+        loop.call_soon_threadsafe(what, *arguments)
+
+
+def _hand_out(items: Sequence[_Item], work: "Future[list[Answer | RefusedError]]") -> None:
+    for item, told in zip(items, work.result(), strict=True):
+        if item.answer.done():
+            continue
+        if isinstance(told, Answer):
+            item.answer.set_result(told)
+        else:
+            item.answer.set_exception(told)
 
 
 def _cancel(items: Sequence[_Item]) -> None:
