@@ -22,7 +22,7 @@ __all__ = ["add_serve"]
 
 logger = logging.getLogger(__name__)
 
-_DONE, _FAILED, _ASKED_WRONG = 0, 1, 2
+_DONE, _FAILED, _ASKED_WRONG, _INTERRUPTED = 0, 1, 2, 130
 _FOR_VERSIONS: Final = 0.4  # then a request that waits behind a version which hangs is answered in time all the same
 _TURN: Final = 0.001  # seconds that the event loop may keep the thread waiting which hands batches over
 _KEYS: Final = {"key": "DEEPFAILGUARD_KEY", "admin_key": "DEEPFAILGUARD_ADMIN_KEY"}
@@ -123,6 +123,8 @@ def _serve_or_say_why(arguments: argparse.Namespace) -> int:
         return _say(error, _ASKED_WRONG)
     except (DeepfailguardError, OSError) as error:
         return _say(error, _FAILED)
+    except KeyboardInterrupt:  # while the guard was loaded; later the server stops in good order
+        return _INTERRUPTED
 
 
 def _say(error: Exception, status: int) -> int:

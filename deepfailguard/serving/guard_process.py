@@ -20,12 +20,17 @@ from deepfailguard.errors import GuardLostError
 from deepfailguard.evaluation.swap_gate import SwapGate
 from deepfailguard.guard.saved import GuardCard
 from deepfailguard.guard.verdict import Verdict
+from deepfailguard.runtime.runners.spawned import deaf_to_interrupts
+from deepfailguard.runtime.settings import Settings
 from deepfailguard.runtime.status import Status
 from deepfailguard.serving.guard_worker import GuardOrder, packed, run_guard
 
 __all__ = ["GuardProcess"]
 
 _SECONDS_TO_END: Final = 10.0
+_GLANCE: Final = 0.1
+_TIMES: Final = 2.0  # the deadline, and
+_GRACE: Final = 5.0  # seconds more: after that its process hangs
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _SETTLED: Final = 60.0  # seconds after which a process that dies is not taken for one that cannot live
@@ -36,8 +41,9 @@ logger = logging.getLogger(__name__)
 class GuardProcess:
     """Runs a saved guard in a process of its own, so that reading requests and computing answers share no lock.
 
-    If that process dies (a version that runs in it may take it down), those who wait are told so, and another one is
-    started from the guard's folder and its state; until then all who ask are told so, too.
+    If that process dies, or gives no verdict long after the deadline (a version that runs in it may take it down, or
+    hang with Python's lock), those who wait are told so, and another one is started from the guard's folder and its
+    state; until then all who ask are told so, too.
 
     Args:
         order: which guard, and how.
@@ -52,6 +58,7 @@ class GuardProcess:
 
     def __init__(self, order: GuardOrder) -> None:
         self.order = order
+        self._deadline = (order.settings or Settings()).deadline
         self._closing = threading.Event()
         self._alive = _Alive.started(order)
         self._card = self._alive.card
@@ -72,9 +79,16 @@ class GuardProcess:
         """Answer images (B, C, H, W) on the CPU; the deadline counts from when the batches before are answered.
 
         Raises:
-            GuardLostError: the guard's process died.
+            GuardLostError: the guard's process died, or did not answer and was killed.
         """
-        verdict, card = self._alive.questions.ask((images.numpy(), deadline))
+        alive = self._alive
+        allowed = self._deadline if deadline is None else deadline
+        try:
+            verdict, card = alive.questions.ask((images.numpy(), deadline), _TIMES * allowed + _GRACE)
+        except TimeoutError:
+            logger.error("the guard's process gave no verdict although its deadline was %g s; it is killed", allowed)
+            alive.process.kill()
+            raise _lost() from None
         if card is not None:
             self._card = card
         answered: Verdict = verdict
@@ -101,8 +115,8 @@ class GuardProcess:
     def close(self) -> None:
         """Let the guard answer what it was asked, save its state and end."""
         self._closing.set()
-        self._alive.end()
-        self._keeper.join(_SECONDS_TO_END)
+        self._alive.hang_up()
+        self._keeper.join(2 * _SECONDS_TO_END)
 
     def __enter__(self) -> Self:
         return self
@@ -115,23 +129,29 @@ class GuardProcess:
 
     def _keep_alive(self) -> None:
         """Start the guard anew whenever its process dies, the later the sooner that happened after its start."""
-        pause, since = _FIRST_PAUSE, time.monotonic()
-        while True:
-            self._alive.process.join()
-            if self._closing.is_set():
-                return
-            logger.error("the guard's process ended with exit code %s; starting another", self._alive.process.exitcode)
-            pause = _FIRST_PAUSE if time.monotonic() - since > _SETTLED else min(2 * pause, _LONGEST_PAUSE)
-            if self._closing.wait(pause):
-                return
-            try:
-                self._alive = _Alive.started(self.order)
-                self._card, since = self._alive.card, time.monotonic()
-                logger.info("the guard serves again")
-            except Exception as error:  # the disk may be away for a while
-                logger.error("the guard could not be started again: %s", error)
-            if self._closing.is_set():
-                self._alive.end()
+        pause = _FIRST_PAUSE
+        while not self._closing.is_set():
+            start = time.monotonic()
+            while self._alive.process.is_alive() and not self._closing.wait(_GLANCE):
+                pass
+            if time.monotonic() - start > _SETTLED:
+                pause = _FIRST_PAUSE
+            while not self._closing.wait(pause):
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if self._starts_anew():
+                    break
+        self._alive.end()
+
+    def _starts_anew(self) -> bool:
+        logger.error("the guard's process ended with exit code %s; starting another", self._alive.process.exitcode)
+        try:
+            self._alive = _Alive.started(self.order)
+        except Exception as error:  # the disk may be away for a while
+            logger.error("the guard could not be started again: %s", error)
+            return False
+        self._card = self._alive.card
+        logger.info("the guard serves again")
+        return True
 
 
 class _Alive:
@@ -156,7 +176,8 @@ class _Alive:
         level = logging.getLogger().getEffectiveLevel()
         process = context.Process(target=run_guard, args=(order, *theirs, level), name="guard")
         try:
-            process.start()
+            with deaf_to_interrupts():
+                process.start()
         finally:
             for line in theirs:
                 line.close()
@@ -174,10 +195,14 @@ class _Alive:
             raise
         return cls(process, _Line(ours[0], "answers"), _Line(ours[1], "operator"), card)
 
-    def end(self) -> None:
-        """Close the lines, whereupon it ends; kill it if it does not."""
+    def hang_up(self) -> None:
+        """Say nothing more to it, whereupon it ends."""
         self.questions.close()
         self.operator.close()
+
+    def end(self) -> None:
+        """Let it end, or kill it if it does not."""
+        self.hang_up()
         self.process.join(_SECONDS_TO_END)
         if self.process.is_alive():
             self.process.kill()
@@ -195,20 +220,26 @@ class _Line:
         self._listener = threading.Thread(target=self._listen, name=name, daemon=True)
         self._listener.start()
 
-    def ask(self, message: object) -> Any:
+    def ask(self, message: object, seconds: float | None = None) -> Any:
         """What the process says to it.
+
+        Args:
+            message: is said to it.
+            seconds: that it may take for each message that waits, this one included; None for as long as it wants.
 
         Raises:
             GuardLostError: it died.
+            TimeoutError: it took longer.
         """
         content, heard = packed(message), Future[Any]()
         with self._lock:  # whose question goes first hears first
             if self._broken:
                 raise _lost()
             self._asked.append(heard)
+            waiting = len(self._asked)
             with suppress(OSError):  # the listener notices too
                 self._connection.send_bytes(content)
-        return heard.result()
+        return heard.result(None if seconds is None else waiting * seconds)
 
     def close(self) -> None:
         """Say nothing more; the process ends when it has answered."""

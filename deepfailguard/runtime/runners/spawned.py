@@ -19,7 +19,7 @@ from deepfailguard.errors import ConfigurationError, VersionError, VersionLostEr
 from deepfailguard.runtime.runners.wire import Message, receive, send
 from deepfailguard.runtime.runners.worker import Briefing, serve
 
-__all__ = ["UNGUARDED", "Spawned"]
+__all__ = ["UNGUARDED", "Spawned", "deaf_to_interrupts"]
 
 UNGUARDED: Final = (
     'the program that was started lacks `if __name__ == "__main__":` around what it does, and the processes of '
@@ -114,7 +114,7 @@ class Spawned:
             # The line and no argument carries the briefing: a process that dies too early would block its sender.
             process = context.Process(target=serve, args=(theirs,), daemon=True, name=f"version {self.briefing.name}")
             try:
-                with _deaf_to_interrupts():
+                with deaf_to_interrupts():
                     process.start()
             except BaseException:
                 ours.close()
@@ -206,8 +206,11 @@ def _packed(briefing: Briefing) -> bytes:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    # A terminal sends Ctrl-C to the process too. It inherits this mask, and takes care of itself later.
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile do not hear the Ctrl-C that a terminal sends them too.
+
+    They inherit the mask, and take care of themselves later.
+    """
     resource_tracker.ensure_running()  # it would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

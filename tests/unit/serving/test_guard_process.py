@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from deepfailguard.errors import ConfigurationError, DataFormatError, GuardLostE
 from deepfailguard.guard.guarded import GuardedPredictor
 from deepfailguard.runtime.runtime import GuardRuntime
 from deepfailguard.runtime.settings import Settings
+from deepfailguard.serving import guard_process
 from deepfailguard.serving.guard_process import GuardProcess
 from deepfailguard.serving.guard_worker import GuardOrder
 from tests.serving_examples import VERSIONS, images_of, save_own_guard
@@ -123,6 +125,28 @@ def test_it_comes_back_with_its_state_when_its_process_dies(served: GuardProcess
     until(lambda: answers(served))
 
 
+def test_a_process_that_hangs_is_killed_and_comes_back(order: GuardOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_process, "_GRACE", 0.5)
+    with GuardProcess(replace(order, settings=Settings(deadline=0.25), state=None)) as process:
+        before = process.pid
+        assert before is not None
+        os.kill(before, signal.SIGSTOP)  # as if a version held Python's lock
+        with pytest.raises(GuardLostError):
+            process(images_of(1))
+        until(lambda: process.pid != before)
+        until(lambda: answers(process))
+
+
+def test_a_process_that_hangs_is_ended_too(order: GuardOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_process, "_SECONDS_TO_END", 0.5)
+    process = GuardProcess(replace(order, state=None))
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    process.close()
+    process.close()
+    until(lambda: not psutil.pid_exists(process.pid or 0))
+
+
 def test_a_guard_that_cannot_be_loaded_says_why(order: GuardOrder, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no guard"):
         GuardProcess(GuardOrder(tmp_path))
@@ -141,6 +165,7 @@ def test_versions_on_standby_are_shadows(order: GuardOrder, monkeypatch: pytest.
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
+from deepfailguard.serving import guard_process
 from deepfailguard.serving.guard_process import GuardProcess
 from deepfailguard.serving.guard_worker import GuardOrder
 
