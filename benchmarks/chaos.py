@@ -8,6 +8,7 @@ have answered. `docs/chaos.md` explains the tables. Ctrl-C prints what there is 
 """
 
 import argparse
+import logging
 import os
 import platform
 import sys
@@ -48,6 +49,7 @@ def main() -> None:
     """Break versions, print, and write what was asked for."""
     options = arguments()
     torch.set_num_threads(1)
+    logging.getLogger("deepfailguard.runtime").setLevel(logging.ERROR)  # it tells each of the faults
     plan = plan_for(options.seed)
     runs: dict[str, ClassRun] = {}
     try:

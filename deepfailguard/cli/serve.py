@@ -151,6 +151,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     with closing(open_port(listening.host, listening.port)) as http_socket:
         if listening.grpc_port:
             open_port(listening.host, listening.grpc_port).close()
+        logger.info("loading the guard in %s; its versions run %s", arguments.guard, arguments.isolation)
         with GuardProcess(_order(arguments, settings, device)) as guard:
             freeze_objects()
             sys.setswitchinterval(_TURN)
@@ -176,7 +177,9 @@ def _find_packages_here() -> None:
 def _runtime_settings(arguments: argparse.Namespace) -> Settings:
     given = arguments.version_deadline
     deadline = _FOR_VERSIONS * arguments.deadline if given is None else given
-    return Settings(deadline=deadline, least_versions=arguments.least_versions)
+    return Settings(
+        deadline=deadline, least_versions=arguments.least_versions, standby=tuple(arguments.standby)
+    )
 
 
 def _server_settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -222,7 +225,6 @@ def _order(arguments: argparse.Namespace, settings: Settings, device: Any) -> Gu
         isolation=arguments.isolation,
         settings=settings,
         state=arguments.state,
-        standby=tuple(arguments.standby),
     )
 
 

@@ -26,9 +26,10 @@ def enlarged(saved: SavedGuard, version: Version, data: ImageSet) -> SavedGuard:
         data: the inputs that the guard was calibrated on, in the same order.
 
     Raises:
-        ConfigurationError: other inputs than the guard learned from.
+        ConfigurationError: other inputs than the guard learned from, or it learned from labelled inputs of service too.
         WrongOutputError: the newcomer fails on one of them.
     """
+    _check_nothing_lost(saved, version.name)
     card = saved.card
     if data.fingerprint != card.calibration_fingerprint:
         raise ConfigurationError(
@@ -53,6 +54,16 @@ def enlarged(saved: SavedGuard, version: Version, data: ImageSet) -> SavedGuard:
         canary = Canary(canary.images, torch.cat([canary.logits, told], 1))
     predictor = learned(saved.predictor, both)
     return SavedGuard(whole, predictor, saved.decision, distance, both, canary=canary)
+
+
+def _check_nothing_lost(saved: SavedGuard, name: str) -> None:
+    """Refuse a guard that learned from inputs which the newcomer did not answer, and which are not kept."""
+    if saved.service is not None and saved.basis != "calibration":
+        raise ConfigurationError(
+            f"what the guard learned from {len(saved.service)} labelled inputs of service (by `update`) would be lost: "
+            f"{name!r} was not asked these, and their images are not kept. Fit a guard of all versions anew and "
+            "`update` it, or calibrate in a runtime of the guard as it was before `update`"
+        )
 
 
 def _beside(known: Calibration, heard: Calibration) -> Calibration:

@@ -17,6 +17,9 @@ __all__ = ["Event", "EventLog"]
 _KEPT: Final = 50
 _FILE_BYTES: Final = 10_000_000
 _FILES: Final = 5
+_WORRYING: Final = frozenset({"suspended", "quarantined", "not ready", "judging failed", "state ignored"})
+_NOT_LOGGED: Final = frozenset({"fault", "no turn"})
+"""They may come with every request; what follows from them is told."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Event:
 
 class EventLog:
     """Writes events to a file, if there is one, and keeps the newest; an error of the disk is counted, not raised.
+
+    What changes how a version or the guard stands is logged besides.
 
     Args:
         path: JSON lines; None to keep them in memory only. Files of 10 MB are kept, the newest five.
@@ -70,6 +75,9 @@ class EventLog:
         told = Event(moment, event, version, kind, detail)
         with self._lock:
             self._newest.append(told)
+        if event not in _NOT_LOGGED:
+            parts = (event, f"version {version!r}" if version else "", detail)
+            logger.log(logging.WARNING if event in _WORRYING else logging.INFO, "%s", ": ".join(filter(None, parts)))
         if self._file is not None:
             self._file.emit(logging.LogRecord("", 0, "", 0, json.dumps(asdict(told), ensure_ascii=False), None, None))
 

@@ -29,12 +29,14 @@ class Pending:
         what: that is.
         future: of it.
         until: when it is given up, by the runtime's clock.
+        seconds: that it may take.
         opened: how often the version's breaker had opened then.
     """
 
     what: Purpose
     future: "Future[Any]"
     until: float
+    seconds: float
     opened: int
 
 

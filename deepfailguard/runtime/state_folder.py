@@ -1,6 +1,7 @@
 """What a runtime must still know after a restart: who was set aside or apart, who serves, what the watch has seen."""
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class StateFolder:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._saved: Any = None
+        self._saving = threading.Lock()  # taken before a core's lock, and after its turn
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -43,21 +45,25 @@ class StateFolder:
         return None if self.folder is None else self.folder / _EVENTS
 
     def save(self, core: Core) -> None:
-        """Write what changed since the last time."""
+        """Write what changed since the last time; one thread after the other, so that what is newer is written last."""
         if self.folder is None:
             return
-        roster = core.roster
+        with self._saving:
+            try:
+                self._write(self.folder, core)
+            except OSError as error:
+                logger.warning("the state could not be saved in %s: %s", self.folder, error)
+
+    def _write(self, folder: Path, core: Core) -> None:
         with core.lock:
+            roster = core.roster
             roles = _roles(roster)
             seen = {} if roster.quarantine is None else roster.quarantine.state()
-        try:
-            if seen:
-                save_tensors(self.folder / _WATCH, seen, {"guard": roles["guard"]})
-            if roles != self._saved:
-                save_json(self.folder / _ROLES, roles)
-                self._saved = roles
-        except OSError as error:
-            logger.warning("the state could not be saved in %s: %s", self.folder, error)
+        if seen:
+            save_tensors(folder / _WATCH, seen, {"guard": roles["guard"]})
+        if roles != self._saved:
+            save_json(folder / _ROLES, roles)
+            self._saved = roles
 
     def restore(self, core: Core) -> None:
         """Take back what was saved of the same guard; what is damaged, or another guard's, is told and left."""

@@ -98,7 +98,8 @@ class Upkeep:
         elif now > pending.until:
             member.pending = None
             member.runner.abandon()
-            self.core.suspend(member, "timeout", f"{_NAMES[pending.what]} took longer than allowed")
+            told = f"{_NAMES[pending.what]} took longer than {pending.seconds:.3g} s"
+            self.core.suspend(member, "timeout", told)
 
     def _begin(self, member: Member, now: float) -> None:
         """Start what is due for a version."""
@@ -115,13 +116,16 @@ class Upkeep:
             self._try_canary(member)
 
     def _try_canary(self, member: Member) -> None:
+        """Who was tried in vain is given more time each time: a first answer may be slow, and a restart makes it so."""
+        settings, breaker = self.core.settings, member.breaker
+        patience = breaker.wait / breaker.first if breaker.is_open and breaker.first > 0 else 1.0
         future = member.runner.ask(Question(self.core.roster.canary, measured=False))
-        self._wait(member, "canary", future)
+        self._wait(member, "canary", future, min(max(patience, 1.0) * settings.deadline, settings.start_seconds))
 
     def _wait(self, member: Member, what: Purpose, future: "Future[Any]", seconds: float | None = None) -> None:
         """Hear of it in a later step."""
-        until = self.core.clock() + (self.core.settings.deadline if seconds is None else seconds)
-        member.pending = Pending(what, future, until, member.breaker.opened)
+        allowed = self.core.settings.deadline if seconds is None else seconds
+        member.pending = Pending(what, future, self.core.clock() + allowed, allowed, member.breaker.opened)
 
     def _finish(self, member: Member, pending: Pending, now: float) -> None:
         """Act on what came of something that was waited for, if no fault came in between: then it tells nothing."""

@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -66,6 +65,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._clients: Counter[str] = Counter()
         self._speed = 0.0  # images per second, smoothed
+        self._took = 0.0  # seconds for a batch, smoothed
         self._worker = ThreadPoolExecutor(_AHEAD + 1, "guard")  # one more takes a verdict apart
 
     @property
@@ -158,6 +158,9 @@ class Batcher:
                 item.waiting = False
                 self._waiting.remove(item)
                 self._images -= len(item.job.images)
+        if self._timer is not None and not self._waiting:
+            self._timer.cancel()
+            self._timer = None
         self._clients[client] -= 1
         if not self._clients[client]:
             del self._clients[client]
@@ -181,7 +184,8 @@ class Batcher:
         images = sum(len(job.images) for job in jobs)
 
         def done() -> None:
-            _tell(loop, self._go_on, loop, images, began)
+            if not _tell(loop, self._go_on, loop, images, began):
+                self._running -= 1
 
         work = self._worker.submit(
             answer_jobs, self.runtime, jobs, self.settings.deadline, self.observe, self._turn, done
@@ -189,14 +193,19 @@ class Batcher:
         work.add_done_callback(lambda work: _tell(loop, _hand_out, items, work))
 
     def _take(self) -> list[_Item]:
-        """The requests that come next: at most a batch of them, none whose time is over."""
+        """The requests that come next: at most a batch of them, none whose time will be over when it is computed.
+
+        Where more is asked than can be computed, requests wait for most of their time: without looking ahead only
+        those would be computed that are too late in the end.
+        """
         items: list[_Item] = []
-        images, now = 0, time.monotonic()
+        ahead = min((1 + self._running) * self._took, self.settings.deadline / 2)
+        images, ready = 0, time.monotonic() + ahead
         while self._waiting and images + len(self._waiting[0].job.images) <= self.settings.max_batch:
             item = self._waiting.popleft()
             item.waiting = False
             self._images -= len(item.job.images)
-            if item.job.until > now and not item.answer.done():
+            if item.job.until > ready and not item.answer.done():
                 items.append(item)
                 images += len(item.job.images)
         return items
@@ -206,16 +215,23 @@ class Batcher:
         self._running -= 1
         now = time.monotonic()
         seconds, self._ended = max(now - max(began, self._ended), 1e-6), now
-        speed = images / seconds
-        self._speed = speed if not self._speed else (1 - _SMOOTHING) * self._speed + _SMOOTHING * speed
+        self._speed = _smoothed(self._speed, images / seconds)
+        self._took = _smoothed(self._took, seconds)
         if not self._running or self._images >= self.settings.max_batch:
             self._start(loop)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: Any) -> None:
-    """Do it on the event loop, from any thread."""
-    with suppress(RuntimeError):  # the loop was closed, and with it all who wait
+def _smoothed(before: float, now: float) -> float:
+    return now if not before else (1 - _SMOOTHING) * before + _SMOOTHING * now
+
+
+def _tell(loop: asyncio.AbstractEventLoop, what: Callable[..., None], *arguments: Any) -> bool:
+    """Do it on the event loop, from any thread; whether that is still possible."""
+    try:
         loop.call_soon_threadsafe(what, *arguments)
+    except RuntimeError:  # the loop was closed, and with it all who wait
+        return False
+    return True
 
 
 def _hand_out(items: Sequence[_Item], work: "Future[list[Answer | RefusedError]]") -> None:

@@ -3,14 +3,17 @@
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
-from multiprocessing import get_context
+from dataclasses import replace
+from multiprocessing import get_context, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,17 +26,20 @@ from deepfailguard.guard.verdict import Verdict
 from deepfailguard.runtime.runners.spawned import deaf_to_interrupts
 from deepfailguard.runtime.settings import Settings
 from deepfailguard.runtime.status import Status
-from deepfailguard.serving.guard_worker import GuardOrder, packed, run_guard
+from deepfailguard.serving.guard_worker import PING, GuardOrder, packed, run_guard
 
 __all__ = ["GuardProcess"]
 
 _SECONDS_TO_END: Final = 10.0
 _GLANCE: Final = 0.1
+_IDLE: Final = 1.0  # seconds without a question, after which it is asked whether it is there
 _TIMES: Final = 2.0  # the deadline, and
 _GRACE: Final = 5.0  # seconds more: after that its process hangs
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _SETTLED: Final = 60.0  # seconds after which a process that dies is not taken for one that cannot live
+_LINES: Final = ("answers", "operator", "status")
+_BEFORE_PROCESSES_ARE_JOINED: Final = 10
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +47,13 @@ logger = logging.getLogger(__name__)
 class GuardProcess:
     """Runs a saved guard in a process of its own, so that reading requests and computing answers share no lock.
 
-    If that process dies, or gives no verdict long after the deadline (a version that runs in it may take it down, or
-    hang with Python's lock), those who wait are told so, and another one is started from the guard's folder and its
-    state; until then all who ask are told so, too.
+    If that process dies, or does nothing long after the deadline (a version that runs in it may take it down, or hang
+    with Python's lock), those who wait are told so, and another one is started from the guard's folder and its state;
+    until then all who ask are told so, too.
 
     Args:
-        order: which guard, and how.
+        order: which guard, and how. Without a folder for its state one is made that lasts as long as this object: who
+            was set aside must stay so when the process is started anew.
 
     Raises:
         DeepfailguardError: the guard cannot be loaded; what its process raised.
@@ -57,13 +64,19 @@ class GuardProcess:
     """
 
     def __init__(self, order: GuardOrder) -> None:
-        self.order = order
+        self._own_state = None if order.state else tempfile.TemporaryDirectory(prefix="deepfailguard-")
+        self.order = replace(order, state=Path(self._own_state.name)) if self._own_state else order
         self._deadline = (order.settings or Settings()).deadline
         self._closing = threading.Event()
-        self._alive = _Alive.started(order)
-        self._card = self._alive.card
+        try:
+            self._alive = _Alive.started(self.order)
+        except BaseException:
+            self._forget_state()
+            raise
         self._keeper = threading.Thread(target=self._keep_alive, name="guard's keeper", daemon=True)
         self._keeper.start()
+        # A program that forgets to close it must end all the same: processes are waited for.
+        self._at_exit = util.Finalize(self, self._closing.set, exitpriority=_BEFORE_PROCESSES_ARE_JOINED)
 
     @property
     def pid(self) -> int | None:
@@ -73,7 +86,7 @@ class GuardProcess:
     @property
     def card(self) -> GuardCard:
         """What the guard is."""
-        return self._card
+        return self._alive.card
 
     def __call__(self, images: Tensor, deadline: float | None = None) -> Verdict:
         """Answer images (B, C, H, W) on the CPU; the deadline counts from when the batches before are answered.
@@ -81,22 +94,13 @@ class GuardProcess:
         Raises:
             GuardLostError: the guard's process died, or did not answer and was killed.
         """
-        alive = self._alive
         allowed = self._deadline if deadline is None else deadline
-        try:
-            verdict, card = alive.questions.ask((images.numpy(), deadline), _TIMES * allowed + _GRACE)
-        except TimeoutError:
-            logger.error("the guard's process gave no verdict although its deadline was %g s; it is killed", allowed)
-            alive.process.kill()
-            raise _lost() from None
-        if card is not None:
-            self._card = card
-        answered: Verdict = verdict
-        return answered
+        verdict: Verdict = self._alive.lines["answers"].ask((images.numpy(), deadline), _TIMES * allowed + _GRACE)
+        return verdict
 
     def status(self) -> Status:
         """How the runtime and its versions stand."""
-        status: Status = self._operate("status")
+        status: Status = self._alive.lines["status"].ask(("status", ()))
         return status
 
     def set_aside(self, name: str, reason: str) -> None:
@@ -115,8 +119,9 @@ class GuardProcess:
     def close(self) -> None:
         """Let the guard answer what it was asked, save its state and end."""
         self._closing.set()
-        self._alive.hang_up()
         self._keeper.join(2 * _SECONDS_TO_END)
+        self._at_exit.cancel()
+        self._forget_state()
 
     def __enter__(self) -> Self:
         return self
@@ -124,16 +129,19 @@ class GuardProcess:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.close()
 
+    def _forget_state(self) -> None:
+        if self._own_state is not None:
+            self._own_state.cleanup()
+
     def _operate(self, name: str, *arguments: object) -> Any:
-        return self._alive.operator.ask((name, arguments))
+        return self._alive.lines["operator"].ask((name, arguments))
 
     def _keep_alive(self) -> None:
         """Start the guard anew whenever its process dies, the later the sooner that happened after its start."""
         pause = _FIRST_PAUSE
         while not self._closing.is_set():
             start = time.monotonic()
-            while self._alive.process.is_alive() and not self._closing.wait(_GLANCE):
-                pass
+            self._watch()
             if time.monotonic() - start > _SETTLED:
                 pause = _FIRST_PAUSE
             while not self._closing.wait(pause):
@@ -142,6 +150,18 @@ class GuardProcess:
                     break
         self._alive.end()
 
+    def _watch(self) -> None:
+        """Return when the process died, or this object is closed; kill it if it hangs."""
+        process, line = self._alive.process, self._alive.lines["answers"]
+        while process.is_alive() and not self._closing.wait(_GLANCE):
+            if line.is_overdue() or any(each.broken for each in self._alive.lines.values()):
+                logger.error("the guard's process does not answer any more, and is killed")
+                process.kill()
+                process.join()
+            elif line.idle_for() > _IDLE:
+                with suppress(GuardLostError):
+                    line.send(PING, _GRACE)
+
     def _starts_anew(self) -> bool:
         logger.error("the guard's process ended with exit code %s; starting another", self._alive.process.exitcode)
         try:
@@ -149,18 +169,16 @@ class GuardProcess:
         except Exception as error:  # the disk may be away for a while
             logger.error("the guard could not be started again: %s", error)
             return False
-        self._card = self._alive.card
         logger.info("the guard serves again")
         return True
 
 
 class _Alive:
-    """A process that has loaded the guard, and the two lines to it."""
+    """A process that has loaded the guard, and the lines to it."""
 
-    def __init__(self, process: BaseProcess, questions: "_Line", operator: "_Line", card: GuardCard) -> None:
+    def __init__(self, process: BaseProcess, lines: dict[str, "_Line"], card: GuardCard) -> None:
         self.process = process
-        self.questions = questions
-        self.operator = operator
+        self.lines = lines
         self.card = card
 
     @classmethod
@@ -172,7 +190,7 @@ class _Alive:
             DeepfailguardError: it could not load the guard.
         """
         context = get_context("spawn")  # what this process does with threads and GPUs must not be inherited
-        ours, theirs = zip(context.Pipe(), context.Pipe(), strict=True)
+        ours, theirs = zip(*(context.Pipe() for _ in _LINES), strict=True)
         level = logging.getLogger().getEffectiveLevel()
         process = context.Process(target=run_guard, args=(order, *theirs, level), name="guard")
         try:
@@ -193,16 +211,12 @@ class _Alive:
         except BaseException:
             process.kill()
             raise
-        return cls(process, _Line(ours[0], "answers"), _Line(ours[1], "operator"), card)
-
-    def hang_up(self) -> None:
-        """Say nothing more to it, whereupon it ends."""
-        self.questions.close()
-        self.operator.close()
+        return cls(process, {name: _Line(line, name) for name, line in zip(_LINES, ours, strict=True)}, card)
 
     def end(self) -> None:
-        """Let it end, or kill it if it does not."""
-        self.hang_up()
+        """Say nothing more to it, whereupon it ends; kill it if it does not."""
+        for line in self.lines.values():
+            line.close()
         self.process.join(_SECONDS_TO_END)
         if self.process.is_alive():
             self.process.kill()
@@ -214,51 +228,86 @@ class _Line:
 
     def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
-        self._lock = threading.Lock()
-        self._asked: deque[Future[Any]] = deque()
+        self._lock = threading.Lock()  # of what is asked and answered; never held while something is sent
+        self._sending = threading.Lock()  # whose question goes first hears first
+        self._asked: deque[tuple[Future[Any], float]] = deque()
+        self._since = time.monotonic()  # when the first of them became it, or the last answer came
         self._broken = False
-        self._listener = threading.Thread(target=self._listen, name=name, daemon=True)
-        self._listener.start()
+        threading.Thread(target=self._listen, name=name, daemon=True).start()
 
-    def ask(self, message: object, seconds: float | None = None) -> Any:
-        """What the process says to it.
-
-        Args:
-            message: is said to it.
-            seconds: that it may take for each message that waits, this one included; None for as long as it wants.
+    def ask(self, message: object, seconds: float = float("inf")) -> Any:
+        """What the process says to it, see `send`.
 
         Raises:
             GuardLostError: it died.
-            TimeoutError: it took longer.
+        """
+        return self.send(message, seconds).result()
+
+    def send(self, message: object, seconds: float) -> "Future[Any]":
+        """Say something; what it says to that comes later.
+
+        Args:
+            message: is said.
+            seconds: that it may take, counted from the answer before, until it is overdue.
         """
         content, heard = packed(message), Future[Any]()
-        with self._lock:  # whose question goes first hears first
-            if self._broken:
-                raise _lost()
-            self._asked.append(heard)
-            waiting = len(self._asked)
+        with self._sending:
+            with self._lock:
+                if self._broken:
+                    raise _lost()
+                if not self._asked:
+                    self._since = time.monotonic()
+                self._asked.append((heard, seconds))
             with suppress(OSError):  # the listener notices too
                 self._connection.send_bytes(content)
-        return heard.result(None if seconds is None else waiting * seconds)
+        return heard
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._broken
+
+    def is_overdue(self) -> bool:
+        """Whether the process takes longer for something than it may."""
+        with self._lock:
+            return bool(self._asked) and time.monotonic() - self._since > self._asked[0][1]
+
+    def idle_for(self) -> float:
+        """Seconds since it had something to answer."""
+        with self._lock:
+            return 0.0 if self._asked else time.monotonic() - self._since
 
     def close(self) -> None:
         """Say nothing more; the process ends when it has answered."""
-        with socket.socket(fileno=os.dup(self._connection.fileno())) as end, suppress(OSError):
+        with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as end:
             end.shutdown(socket.SHUT_WR)
 
     def _listen(self) -> None:
-        with suppress(EOFError, OSError):
+        try:
             while True:
                 error, told = self._connection.recv()
-                heard = self._asked.popleft()
+                with self._lock:
+                    heard, _ = self._asked.popleft()
+                    self._since = time.monotonic()
                 if error is None:
                     heard.set_result(told)
                 else:
                     heard.set_exception(error)
+        except (EOFError, OSError):
+            pass
+        except Exception:  # something that cannot be read: who knows what comes next
+            logger.exception("the guard's process sent something that cannot be read")
+        finally:
+            self._break()
+
+    def _break(self) -> None:
+        """Tell all who wait; the process ends, if it did not yet."""
         with self._lock:
-            self._broken = True
-            while self._asked:
-                self._asked.popleft().set_exception(_lost())
+            self._broken, left = True, list(self._asked)
+            self._asked.clear()
+        for heard, _ in left:
+            heard.set_exception(_lost())
+        self.close()
 
 
 def _lost() -> GuardLostError:

@@ -3,7 +3,6 @@
 import io
 import logging
 import pickle
-import signal
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,14 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepfailguard.errors import DeepfailguardError
+from deepfailguard.guard.verdict import Verdict
 from deepfailguard.runtime.housing import Isolation
 from deepfailguard.runtime.long_lived import freeze_objects
+from deepfailguard.runtime.runners.worker import stand_apart
 from deepfailguard.runtime.runtime import GuardRuntime
 from deepfailguard.runtime.settings import Settings
 from deepfailguard.versions.pool import TRUSTED_PACKAGES
 
-__all__ = ["LOG_FORMAT", "GuardOrder", "packed", "run_guard"]
+__all__ = ["LOG_FORMAT", "PING", "GuardOrder", "packed", "run_guard"]
 
+PING: Final = "are you there?"
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,6 @@ class GuardOrder:
         isolation: of the versions from each other.
         settings: what is allowed and demanded.
         state: folder for what must survive a restart; None for none.
-        standby: versions that run as shadows at first.
     """
 
     folder: Path
@@ -52,11 +53,10 @@ class GuardOrder:
     isolation: Isolation = "in process"
     settings: Settings | None = None
     state: Path | None = None
-    standby: tuple[str, ...] = ()
 
     def carry_out(self) -> GuardRuntime:
         """The runtime that was ordered."""
-        runtime = GuardRuntime.load(
+        return GuardRuntime.load(
             self.folder,
             device=self.device,
             trusted=self.trusted,
@@ -65,20 +65,23 @@ class GuardOrder:
             settings=self.settings,
             state=self.state,
         )
-        try:
-            for name in self.standby:
-                runtime.retire(name)
-        except BaseException:
-            runtime.close()
-            raise
-        return runtime
 
 
-def run_guard(order: GuardOrder, questions: Connection, operator: Connection, log_level: int) -> None:
-    """Load the guard and answer until the lines are closed, by whoever started this process or by its end."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which has accepted requests to answer
-        signal.signal(number, signal.SIG_IGN)
+def run_guard(
+    order: GuardOrder, questions: Connection, operator: Connection, status: Connection, log_level: int
+) -> None:
+    """Load the guard and answer until the lines are closed; if whoever started this process dies, so does it.
+
+    Args:
+        order: which guard.
+        questions: brings images.
+        operator: brings changes.
+        status: brings questions how the guard stands, which wait for neither.
+        log_level: of whoever started this process.
+    """
+    stand_apart()
     logging.basicConfig(level=log_level, format=LOG_FORMAT)
+    logging.getLogger("deepfailguard.predictor").setLevel(logging.WARNING)  # it fits a decision for each subset
     try:
         runtime = order.carry_out()
     except Exception as error:
@@ -87,25 +90,30 @@ def run_guard(order: GuardOrder, questions: Connection, operator: Connection, lo
     freeze_objects()
     with runtime, suppress(BrokenPipeError, ConnectionResetError):
         questions.send_bytes(packed((None, runtime.card)))
-        threading.Thread(target=_operate, args=(runtime, operator), name="operator", daemon=True).start()
+        for name, line in {"operator": operator, "status": status}.items():
+            threading.Thread(target=_operate, args=(runtime, line), name=name, daemon=True).start()
         _answer(runtime, questions)
 
 
 def _answer(runtime: GuardRuntime, line: Connection) -> None:
-    """Give a verdict on each batch, with the guard's card where it changed."""
-    told = runtime.card
+    """Give a verdict on each batch."""
     while (message := _received(line)) is not None:
-        images, deadline = message
         try:
-            verdict = runtime(torch.from_numpy(images), deadline)
+            line.send_bytes(packed((None, None if message == PING else _verdict(runtime, *message))))
+        except OSError:
+            raise
         except Exception as error:
-            if not isinstance(error, DeepfailguardError):
-                logger.exception("the guard failed on a batch of %d images", len(images))
             line.send_bytes(packed((_sendable(error), None)))
-            continue
-        card = runtime.card
-        line.send_bytes(packed((None, (verdict, None if card is told else card))))
-        told = card
+
+
+def _verdict(runtime: GuardRuntime, images: NDArray[Any], deadline: float | None) -> Verdict:
+    try:
+        return runtime(torch.from_numpy(images), deadline)
+    except DeepfailguardError:
+        raise
+    except Exception:
+        logger.exception("the guard failed on a batch of %d images", len(images))
+        raise
 
 
 def _operate(runtime: GuardRuntime, line: Connection) -> None:

@@ -1,5 +1,6 @@
 """What a server tells Prometheus."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
@@ -58,35 +59,42 @@ class Metrics:
         judged[list(batch.verdict.problems)] = False
         self._probabilities.observe(batch.outputs["failure_probability"][judged])
 
-    def text(self, status: Status) -> bytes:
-        """All metrics in Prometheus' text format."""
+    def text(self, status: Status | None) -> bytes:
+        """All metrics in Prometheus' text format.
+
+        Args:
+            status: the guard's; None while it is lost, for the server's own metrics and that the guard is not ready.
+        """
         told = CollectorRegistry()
         told.register(_Told(status_metrics(status)))
         return generate_latest(self.registry) + generate_latest(told)
 
 
 class _Probabilities:
-    """A histogram that takes whole arrays; one thread observes."""
+    """A histogram that takes whole arrays, from any thread."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(len(_PROBABILITIES), dtype=np.int64)
         self._sum = 0.0
+        self._lock = threading.Lock()
 
     def observe(self, values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> None:
         """Count values in [0, 1]."""
         places = np.searchsorted(_PROBABILITIES, values, side="left").clip(max=len(_PROBABILITIES) - 1)
-        self._counts = self._counts + np.bincount(places, minlength=len(_PROBABILITIES))
-        self._sum += float(values.sum())
+        with self._lock:
+            self._counts = self._counts + np.bincount(places, minlength=len(_PROBABILITIES))
+            self._sum += float(values.sum())
 
     def collect(self) -> list[Metric]:
         """The histogram as it is."""
-        counts = np.cumsum(self._counts)
+        with self._lock:
+            counts, total = np.cumsum(self._counts), self._sum
         buckets = [(str(edge), float(count)) for edge, count in zip(_PROBABILITIES, counts, strict=True)]
         family = HistogramMetricFamily(
             "deepfailguard_failure_probability",
             "Probability that an answer is wrong, as the guard told it; one per judged image.",
             buckets=[*buckets, ("+Inf", float(counts[-1]))],
-            sum_value=self._sum,
+            sum_value=total,
         )
         return [family]
 

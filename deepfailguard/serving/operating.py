@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from deepfailguard.errors import ConfigurationError
+from deepfailguard.runtime.status import Status
 from deepfailguard.serving.json_responses import JsonResponse
 from deepfailguard.serving.keys import check_admin_key
 from deepfailguard.serving.refusing import RefusedError
@@ -53,10 +54,17 @@ def _add_looking(router: APIRouter, service: Service) -> None:
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["Health"])
     async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(
-            service.metrics.text(await service.status()), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4}
-        )
+        """For Prometheus; while the guard is lost, the server's own metrics and that the guard is not ready."""
+        text = service.metrics.text(await _status_if_any(service))
+        return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+async def _status_if_any(service: Service) -> Status | None:
+    """How the guard stands; None while it is lost."""
+    try:
+        return await service.status()
+    except RefusedError:
+        return None
 
 
 def _add_changing(router: APIRouter, service: Service) -> None:

@@ -47,7 +47,8 @@ class Service:
         self.batcher = Batcher(runtime, settings, self.metrics.batch)
         self.decoder = Decoder(settings)
         self._operator = ThreadPoolExecutor(1, "operator")
-        self._status: tuple[float, Status] | None = None
+        self._observer = ThreadPoolExecutor(1, "observer")
+        self._status: tuple[float, asyncio.Future[Status]] | None = None
 
     async def status(self) -> Status:
         """How the guard stands; a fifth of a second old at most, so that nobody can wear it out by asking.
@@ -55,9 +56,12 @@ class Service:
         Raises:
             RefusedError: its process died.
         """
-        if self._status is None or time.monotonic() - self._status[0] > _FRESH:
-            self._status = time.monotonic(), await self.in_thread(self.runtime.status)
-        return self._status[1]
+        now, known = time.monotonic(), self._status
+        if known is None or known[1].get_loop() is not asyncio.get_running_loop():
+            known = None  # nothing, or of an application that was stopped
+        if known is None or (known[1].done() and now - known[0] > _FRESH):
+            known = self._status = now, asyncio.ensure_future(_told(self._observer, self.runtime.status))
+        return await asyncio.shield(known[1])  # who goes away must not take the others' answer along
 
     async def ready(self) -> bool:
         """Whether new requests are welcome: enough versions serve, and the server is not shutting down."""
@@ -72,10 +76,7 @@ class Service:
         Raises:
             RefusedError: the guard's process died.
         """
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._operator, work, *arguments)
-        except GuardLostError as error:
-            raise RefusedError(503, str(error), LOST_FOR) from error
+        return await _told(self._operator, work, *arguments)
 
     def forget_status(self) -> None:
         """Ask the guard itself next time: it was changed."""
@@ -86,3 +87,11 @@ class Service:
         self.batcher.close()
         self.decoder.close()
         self._operator.shutdown(wait=False)
+        self._observer.shutdown(wait=False)
+
+
+async def _told(thread: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)
+    except GuardLostError as error:
+        raise RefusedError(503, str(error), LOST_FOR) from error

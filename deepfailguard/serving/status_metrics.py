@@ -26,8 +26,14 @@ _VERSION_COUNTERS: Final = {
 }
 
 
-def status_metrics(status: Status) -> list[Metric]:
-    """What a status tells, of the guard and of each version; values that are not known are left out."""
+def status_metrics(status: Status | None) -> list[Metric]:
+    """What a status tells, of the guard and of each version; values that are not known are left out.
+
+    Args:
+        status: None while the guard is lost; then nothing is known but that it is not ready.
+    """
+    if status is None:
+        return [_ready(False)]
     return [*_of_guard(status), *_of_versions(status.versions)]
 
 
@@ -36,12 +42,16 @@ def _of_guard(status: Status) -> list[Metric]:
         _inputs(status),
         _drift(status),
         CounterMetricFamily("deepfailguard_batches", "Batches that the guard was asked.", value=status.batches),
-        _gauge("deepfailguard_ready", "Whether as many versions serve as must.", status.ready),
+        _ready(status.ready),
         _gauge("deepfailguard_degraded", "Whether a version that should serve does not.", status.degraded),
         _gauge("deepfailguard_versions_serving", "Versions whose answers count.", status.serving),
         _gauge("deepfailguard_versions_least", "Versions that must serve.", status.least_versions),
         _gauge("deepfailguard_start_time_seconds", "When the guard was started, since 1970.", status.started),
     ]
+
+
+def _ready(ready: bool) -> Metric:
+    return _gauge("deepfailguard_ready", "Whether as many versions serve as must.", ready)
 
 
 def _inputs(status: Status) -> Metric:

@@ -21,7 +21,7 @@ from deepfailguard.runtime.long_lived import freeze_objects
 from deepfailguard.runtime.runners.loaded import LoadedVersion
 from deepfailguard.runtime.runners.wire import Message, answers_message, question_of, receive, send
 
-__all__ = ["Briefing", "serve"]
+__all__ = ["Briefing", "serve", "stand_apart"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Briefing:
 
 def serve(line: Connection) -> None:
     """Take a briefing, load the version, answer each question."""
-    _stand_apart()
+    stand_apart()
     faulthandler.enable()  # a crash says where
     with suppress(EOFError, OSError):  # the runtime is done with this process, or gone
         loaded = _load(line)
@@ -54,7 +54,7 @@ def serve(line: Connection) -> None:
             _answer(line, loaded)
 
 
-def _stand_apart() -> None:
+def stand_apart() -> None:
     """End with the runtime, in whatever way that ends, and by nothing else that is meant for it (Ctrl-C, say)."""
     for number in (signal.SIGINT, signal.SIGTERM):  # before it ends, the runtime has answers to wait for
         signal.signal(number, signal.SIG_IGN)

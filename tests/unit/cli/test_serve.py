@@ -187,9 +187,8 @@ def test_options_reach_the_guard_and_the_server(given: Given, tmp_path: Path, mo
         device="cpu",
         trusted=("deepfailguard", "mymodel", "mine"),
         isolation="in process",
-        settings=Settings(deadline=0.2, least_versions=2),
+        settings=Settings(deadline=0.2, least_versions=2, standby=("odd",)),
         state=Path("state"),
-        standby=("odd",),
     )
     assert given.closed
 

@@ -59,3 +59,15 @@ def test_what_cannot_be_written_is_counted(tmp_path: Path, caplog: pytest.LogCap
     assert [event["event"] for event in log.newest()] == ["fault", "recovered"]
     assert len([record for record in caplog.records if "could not be written" in record.message]) == 1
     log.close()
+
+
+def test_what_changes_how_versions_stand_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    log = EventLog()
+    with caplog.at_level("INFO"):
+        log.write("fault", "ann", "timeout", "it was slow")  # may come with every request
+        log.write("suspended", "ann", "timeout", "suspended for timeout: it was slow")
+        log.write("ready again", detail="2 versions serve")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "suspended: version 'ann': suspended for timeout: it was slow"),
+        ("INFO", "ready again: 2 versions serve"),
+    ]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +20,12 @@ from deepfailguard.guard.verdict import Verdict
 from deepfailguard.predictor.prior import PriorPredictor
 from deepfailguard.predictor.soft_vote import SoftVotePredictor
 from deepfailguard.predictor.staged import StagedPredictor
+from deepfailguard.runtime import enlarging, state_folder
 from deepfailguard.runtime.base import Question
 from deepfailguard.runtime.runtime import GuardRuntime
 from deepfailguard.runtime.settings import Settings
+from deepfailguard.runtime.sources import MemorySource
+from deepfailguard.store import load_json, save_tensors
 from deepfailguard.types import NO_ANSWER
 from tests.examples import bars, template_model
 from tests.fake_runners import FakeHouse
@@ -206,6 +211,18 @@ def test_probes_become_rarer(runtime: GuardRuntime, house: FakeHouse) -> None:
             times.append(house.clock.now)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert [round(gap) for gap in gaps] == [2, 4, 8, 8, 8, 8]
+
+
+def test_who_was_tried_in_vain_is_given_more_time(runtime: GuardRuntime, house: FakeHouse) -> None:
+    ann, told = house.runners["ann"], dict[str, None]()
+    ann.broken = VersionLostError("killed")
+    runtime(bars(1, seed=9).images)
+    ann.broken, ann.hangs = None, True  # it is started, and its first answer does not come
+    for _ in range(400):
+        house.clock.now += 0.1
+        runtime.upkeep()
+        told[runtime.status().versions[0].reason] = None
+    assert re.findall(r"canary inputs took longer than (\S+) s", " ".join(told)) == ["1", "2", "4", "8"]
 
 
 def test_weights_that_changed_are_noticed_and_loaded_again(runtime: GuardRuntime, house: FakeHouse) -> None:
@@ -443,6 +460,54 @@ def test_a_version_that_is_added_counts_only_after_it_was_calibrated(
     assert torch.equal(verdict.failure_probability, whole(images).failure_probability)
     runtime.retire("ann")
     assert _states(runtime(images))[0] == "shadow"
+
+
+def test_what_labelled_inputs_taught_is_not_dropped_for_a_newcomer(
+    house: FakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {name: template_model(seed, noise=0.05 * (seed + 1)) for seed, name in enumerate(NAMES)}
+    guard = GuardedPredictor.fit(models, bars(200, seed=3), predictor=SoftVotePredictor())
+    service = guard.update(bars(4, seed=4).images, bars(4, seed=4).labels)
+    assert service.chosen == "calibration"  # so few show nothing: the guard learned nothing that could be lost
+    with _runtime(guard, house, SETTINGS) as runtime:
+        runtime.add(template_model(7, noise=0.01), "new")
+        runtime.calibrate("new", bars(200, seed=3))
+    kept = guard.saved.service
+    assert kept is not None
+    taught = replace(guard.saved, service=replace(kept, basis="service"))
+    sources = [MemorySource(version) for version in guard.versions]
+    with GuardRuntime(taught, sources=sources, isolation=house, settings=SETTINGS, upkeep=False) as runtime:
+        runtime.add(template_model(7, noise=0.01), "new")
+        monkeypatch.setattr(enlarging, "fit_to_loaded", None)  # nothing is begun that takes long
+        with pytest.raises(ConfigurationError, match=r"from 4 labelled .* would be lost: 'new'.*Fit a guard of all"):
+            runtime.calibrate("new", bars(200, seed=3))
+        assert runtime._core.roster.saved is taught
+
+
+def test_what_was_saved_last_is_the_newest_state(
+    guard: GuardedPredictor, house: FakeHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> None:  # as on a busy disk
+        if threading.current_thread() is upkeep:
+            inside.set()
+            assert go.wait(60)
+        save_tensors(*arguments)
+
+    with _runtime(guard, house, replace(SETTINGS, watch=True), tmp_path) as runtime:
+        monkeypatch.setattr(state_folder, "save_tensors", slow)
+        upkeep = threading.Thread(target=lambda: runtime._folder.save(runtime._core))
+        operator = threading.Thread(target=lambda: runtime.set_aside("bob", "poisoned"))
+        upkeep.start()
+        assert inside.wait(60)
+        operator.start()
+        operator.join(0.5)  # as long as it may overtake; it must not
+        go.set()
+        upkeep.join(60)
+        operator.join(60)
+        told = load_json(tmp_path / "state.json")["versions"]
+    assert [told[name]["aside"] for name in NAMES] == ["", "poisoned", ""]
 
 
 def test_what_was_set_aside_stays_so_after_a_restart(guard: GuardedPredictor, tmp_path: Path) -> None:

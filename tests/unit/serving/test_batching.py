@@ -337,6 +337,55 @@ def test_a_cancelled_request_leaves_nothing_behind() -> None:
     assert double.batches in ([1], [1, 8])  # of what was ready already; no more
 
 
+def test_what_would_be_too_late_is_not_computed() -> None:
+    double = GuardDouble()
+
+    async def work(batcher: Batcher) -> None:
+        double.poison = lambda _: time.sleep(1.0)
+        await batcher.infer(images_of(1).numpy(), "somebody")  # now it is known what a batch takes
+        double.poison = None
+        double.started.clear()
+        first = await hold(batcher, double)
+        late = ask(batcher, images_of(2), seconds=0.5)
+        later = ask(batcher, images_of(3), seconds=30.0)
+        await until(lambda: batcher.images_waiting == 5)
+        double.gate.set()
+        with pytest.raises(RefusedError, match="within the deadline"):
+            await late
+        await asyncio.gather(first, later)
+
+    run(work, double)
+    assert double.batches == [1, 1, 3]
+
+
+def test_a_loop_that_ends_leaves_the_next_one_nothing_to_wait_for() -> None:
+    double = GuardDouble()
+    batcher = Batcher(double, dataclasses.replace(LONG, max_batch=4), Seen())
+
+    async def leave() -> None:
+        double.gate.clear()
+        double.started.clear()
+        left = ask(batcher, images_of(4))
+        await until(double.started.is_set)
+        ask(batcher, images_of(1))
+        await asyncio.sleep(0)
+        left.cancel()
+
+    asyncio.run(leave())
+    double.gate.set()
+    assert wait_for(lambda: not batcher._running)
+    answer = asyncio.run(batcher.infer(images_of(4).numpy(), "somebody"))
+    batcher.close()
+    assert len(answer.outputs["labels"]) == 4
+
+
+def wait_for(condition: Callable[[], object]) -> bool:
+    end = time.monotonic() + 60
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(condition())
+
+
 def test_a_hasty_client_does_not_hurry_the_others() -> None:
     """Its own time is not the guard's: versions would be left out of the others' answers."""
     double = GuardDouble()

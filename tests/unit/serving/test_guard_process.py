@@ -16,7 +16,6 @@ import torch
 
 from deepfailguard.errors import ConfigurationError, DataFormatError, GuardLostError
 from deepfailguard.guard.guarded import GuardedPredictor
-from deepfailguard.runtime.runtime import GuardRuntime
 from deepfailguard.runtime.settings import Settings
 from deepfailguard.serving import guard_process
 from deepfailguard.serving.guard_process import GuardProcess
@@ -152,18 +151,35 @@ def test_a_guard_that_cannot_be_loaded_says_why(order: GuardOrder, tmp_path: Pat
         GuardProcess(GuardOrder(tmp_path))
 
 
-def test_versions_on_standby_are_shadows(order: GuardOrder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with GuardOrder(order.folder, trusted=order.trusted, standby=("odd",)).carry_out() as runtime:
-        assert [version.state for version in runtime.status().versions] == ["serving", "serving", "shadow"]
-    closed, close = [], GuardRuntime.close
-    monkeypatch.setattr(GuardRuntime, "close", lambda runtime: (closed.append(runtime), close(runtime)))
-    with pytest.raises(ConfigurationError, match="nobody"):
-        GuardOrder(order.folder, trusted=order.trusted, standby=("nobody",)).carry_out()
-    assert len(closed) == 1
+def test_a_status_is_told_while_the_guard_computes_and_a_hang_is_noticed_without_questions(
+    order: GuardOrder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_process, "_GRACE", 0.5)
+    monkeypatch.setattr(guard_process, "_IDLE", 0.05)
+    with GuardProcess(replace(order, state=None)) as process:
+        before = process.pid
+        assert before is not None
+        process.set_aside("odd", "a test")
+        os.kill(before, signal.SIGSTOP)
+        with pytest.raises(GuardLostError):
+            process.status()
+        until(lambda: process.pid != before)
+        assert process.status().versions[2].reason.endswith("a test")  # also without a folder for the state
+
+
+def test_what_cannot_be_read_ends_the_process_and_nobody_waits_for_ever(served: GuardProcess) -> None:
+    before, line = served.pid, served._alive.lines["operator"]
+    with pytest.raises(GuardLostError):  # what comes back is no pair
+        line._asked.appendleft(None)  # type: ignore[arg-type]
+        served.set_aside("odd", "a test")
+    until(lambda: served.pid != before)
+    until(lambda: len(served.status().versions) == len(VERSIONS))
+    served.set_aside("odd", "a test")
+    served.release("odd")
 
 
 PROGRAM = """
-import os, sys, time
+import sys, time
 from pathlib import Path
 from deepfailguard.serving import guard_process
 from deepfailguard.serving.guard_process import GuardProcess
@@ -172,6 +188,8 @@ from deepfailguard.serving.guard_worker import GuardOrder
 if __name__ == "__main__":
     guard = GuardProcess(GuardOrder(Path(sys.argv[1]), trusted=("deepfailguard", "own_nets")))
     print(guard.pid, flush=True)
+    if len(sys.argv) > 2:
+        sys.exit(3)  # and does not close it
     time.sleep(600)
 """
 
@@ -186,5 +204,9 @@ def test_it_ends_when_the_program_is_killed(order: GuardOrder, work: Path) -> No
         pid = int(process.stdout.readline())
         os.kill(pid, signal.SIGTERM)  # is for the program, which would close it
         assert psutil.pid_exists(pid)
+        os.kill(pid, signal.SIGSTOP)  # as if it hung
         process.kill()
-    until(lambda: not psutil.pid_exists(pid))
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    forgetful = subprocess.run([*command, "forgets"], env=environment, capture_output=True, text=True, timeout=LONG)
+    assert forgetful.returncode == 3
+    assert not psutil.pid_exists(int(forgetful.stdout))
