@@ -4,6 +4,8 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
 
 import parts
 from deepfailguard.evaluation.report.summary import summarise
@@ -24,8 +26,17 @@ def main(cfg: DictConfig) -> None:
     places = Places(parts.pool(cfg), Path(cfg.paths.cache), guards)
     evaluation = run_path(requests, chosen, places, parts.device(cfg))
     page = write_report(evaluation, Path(cfg.paths.reports) / cfg.name)
+    picture = save_picture(source.load().test.images[0], page.parent / "example.png")
     print(summarise(evaluation).headline)
     print(f"report: {page}")
+    print(f"to ask a server about: {picture}")
+
+
+def save_picture(image: Tensor, path: Path) -> Path:
+    """Write an image (C, H, W) in [0, 1] as a file."""
+    pixels = (image * 255).round().byte().permute(1, 2, 0).squeeze(2 if len(image) == 1 else ())
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
 
 
 if __name__ == "__main__":
