@@ -177,9 +177,7 @@ def _find_packages_here() -> None:
 def _runtime_settings(arguments: argparse.Namespace) -> Settings:
     given = arguments.version_deadline
     deadline = _FOR_VERSIONS * arguments.deadline if given is None else given
-    return Settings(
-        deadline=deadline, least_versions=arguments.least_versions, standby=tuple(arguments.standby)
-    )
+    return Settings(deadline=deadline, least_versions=arguments.least_versions, standby=tuple(arguments.standby))
 
 
 def _server_settings(arguments: argparse.Namespace) -> ServerSettings:

@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import grpc  # type: ignore[import-untyped]
@@ -38,8 +38,9 @@ __all__ = ["grpc_server"]
 
 logger = logging.getLogger(__name__)
 
-_OPEN: Final = frozenset({"ServerLive", "ServerReady"})
+_OPEN: Final = frozenset(f"/{SERVICE}/{name}" for name in ("ServerLive", "ServerReady"))
 _AROUND: Final = 65536  # bytes of a message beside its tensors
+_MORE_CALLS: Final = 16
 _CONTENTS: Final = {"FP32": "fp32_contents", "FP64": "fp64_contents"}
 _STATUS: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -64,12 +65,50 @@ def grpc_server(service: Service) -> Any:
         ("grpc.max_metadata_size", 16384),
         ("grpc.so_reuseport", 0),  # a port that another server has is an error, not something to share
     ]
-    most = settings.queue + settings.per_client
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=most)
+    server = grpc.aio.server(
+        interceptors=[_KeyCheck(settings)], options=options, maximum_concurrent_rpcs=_most_calls(settings)
+    )
     routes = _Routes(service)
-    handlers = {name: _method(name, getattr(routes, _snake(name)), service) for name in METHODS}
+    handlers = {name: _method(name, getattr(routes, _snake(name))) for name in METHODS}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     return server
+
+
+def _most_calls(settings: ServerSettings) -> int:
+    """How many calls there may be at a time: gRPC tells nothing of a message's size before it has it as a whole.
+
+    Where everybody may ask, as many as one client may make, and a few for probes.
+    """
+    return settings.per_client + (_MORE_CALLS if settings.key is None else settings.queue)
+
+
+class _KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls that lack the key before their messages are read."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """The method that was called, or one that refuses."""
+        try:
+            if details.method not in _OPEN:
+                check_key(_headers(details.invocation_metadata), self.settings)
+        except RefusedError as refusal:
+            return _refusing(refusal)
+        return await continuation(details)
+
+
+def _refusing(refusal: RefusedError) -> Any:
+    """A method that takes a stream, and reads none of it: a message would be read before its method is called."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        await _abort(context, refusal)
+
+    return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+def _headers(metadata: Iterable[tuple[str, str | bytes]]) -> dict[str, str]:
+    return {key: value for key, value in metadata if isinstance(value, str)}
 
 
 def _snake(name: str) -> str:
@@ -77,15 +116,12 @@ def _snake(name: str) -> str:
     return "".join(f"_{each.lower()}" if each.isupper() else each for each in name).lstrip("_")
 
 
-def _method(name: str, handler: _Handler, service: Service) -> Any:
-    """A method that checks the key, and tells what goes wrong as gRPC does."""
+def _method(name: str, handler: _Handler) -> Any:
+    """A method that tells what goes wrong as gRPC does."""
 
     async def serve(request: Any, context: Any) -> Any:
-        headers = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
         try:
-            if name not in _OPEN:
-                check_key(headers, service.settings)
-            return await handler(request, context, headers)
+            return await handler(request, context, _headers(context.invocation_metadata()))
         except RefusedError as refusal:
             await _abort(context, refusal)
         except Exception as error:
@@ -148,7 +184,7 @@ class _Routes:
         asked = _asked(request, service.runtime.card, service.settings)
         left = context.time_remaining()
         times = [each for each in (asked.seconds, left) if each is not None]
-        client = client_of(context.peer().rpartition(":")[0], headers)
+        client = client_of(context.peer().rpartition(":")[0], headers, service.settings)
         answer = await service.batcher.infer(asked.images, client, max(0.0, min(times)) if times else None)
         return _response(answer, asked, request.model_name)
 

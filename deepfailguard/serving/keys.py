@@ -51,9 +51,15 @@ def check_admin_key(headers: Mapping[str, str], settings: ServerSettings) -> Non
         raise RefusedError(401, f"this is not the server's admin key; {_HOW}")
 
 
-def client_of(address: str, headers: Mapping[str, str]) -> str:
-    """Who asks, as far as one can tell: an address together with a key."""
-    return f"{address} {_key_of(headers)}"
+def client_of(address: str, headers: Mapping[str, str], settings: ServerSettings) -> str:
+    """Who asks, as far as one can tell: an address, together with the key if it was checked: others are made up.
+
+    Args:
+        address: whence the request came.
+        headers: by lower-case name; they passed `check_key`.
+        settings: of the server.
+    """
+    return address if settings.key is None else f"{address} {_key_of(headers)}"
 
 
 def _key_of(headers: Mapping[str, str]) -> str:

@@ -129,11 +129,11 @@ async def _infer(service: Service, model: str, request: Request) -> Response:
         raise RefusedError(
             415, f"expected {_TYPES[1]} or {_TYPES[2]}, got {kind[:80]!r}; set Content-Type to one of them"
         )
-    body = await request.body()
-    body = unpacked(body, headers.get("content-encoding", "").lower(), service.settings.largest_body)
-    asked = decode_request(body, headers.get("inference-header-content-length"), service.runtime.card)
+    body, length = await request.body(), headers.get("inference-header-content-length")
+    body = unpacked(body, headers.get("content-encoding", "").lower(), length, service.settings.largest_body)
+    asked = decode_request(body, length, service.runtime.card)
     del body
-    client = client_of(request.client.host if request.client else "", headers)
+    client = client_of(request.client.host if request.client else "", headers, service.settings)
     gone = asyncio.ensure_future(request.receive())
     try:
         answer = await service.batcher.infer(asked.images, client, asked.seconds, gone)

@@ -15,6 +15,7 @@ from deepfailguard.guard.verdict import Verdict
 from deepfailguard.serving.answers import Answer
 from deepfailguard.serving.json_responses import JsonResponse
 from deepfailguard.serving.keys import client_of
+from deepfailguard.serving.pictures import Picture
 from deepfailguard.serving.plain_routes import add_route
 from deepfailguard.serving.refusing import RefusedError
 from deepfailguard.serving.schemas import PICTURE_BODY, PredictionBody, responses
@@ -58,14 +59,27 @@ def predicting(router: APIRouter, service: Service) -> None:
 async def _predict(service: Service, request: Request) -> dict[str, Any]:
     content = await _content(request)
     began = time.perf_counter()
-    picture = await service.decoder.decode(content, service.runtime.card)
-    client = client_of(request.client.host if request.client else "", request.headers)
+    picture = await _decoded(service, content)
+    client = client_of(request.client.host if request.client else "", request.headers, service.settings)
+    left = max(0.0, service.settings.deadline - (time.perf_counter() - began))
     gone = asyncio.ensure_future(request.receive())
     try:
-        answer = await service.batcher.infer(picture.image, client, None, gone)
+        answer = await service.batcher.infer(picture.image, client, left, gone)
     finally:
         gone.cancel()
     return {**_told(answer), "resized_from": picture.resized_from, "seconds": time.perf_counter() - began}
+
+
+async def _decoded(service: Service, content: bytes) -> Picture:
+    """The picture, as long as there is time for an answer to it."""
+    seconds = service.settings.deadline
+    try:
+        async with asyncio.timeout(seconds):
+            return await service.decoder.decode(content, service.runtime.card)
+    except TimeoutError:
+        raise RefusedError(
+            504, f"the picture was not decoded within the deadline of {seconds:g} s; send a smaller one", 1
+        ) from None
 
 
 async def _content(request: Request) -> bytes:

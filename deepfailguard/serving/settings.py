@@ -33,8 +33,8 @@ class ServerSettings:
         max_batch: images that the guard is asked about at once, at most.
         max_wait: for more images, while the guard has nothing to do.
         queue: images that may wait; more are refused with 503.
-        per_client: requests of one client at the same time; more are refused with 429. A client is a key together with
-            an address.
+        per_client: requests of one client at the same time; more are refused with 429. A client is an
+            address; where there is a key, the two together.
         deadline: from when a request has arrived as a whole to its answer; none comes later.
         largest_body: of a request, bytes.
         bodies: bytes of all requests' bodies that are held at the same time; more are refused with 503.

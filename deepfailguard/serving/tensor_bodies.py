@@ -1,5 +1,6 @@
 """Inference requests and responses as bodies of HTTP: JSON, and the binary tensor extension."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any, Final
@@ -23,29 +24,42 @@ from deepfailguard.serving.tensors import (
     seconds_of,
 )
 
-__all__ = ["decode_request", "encode_response", "unpacked"]
+__all__ = ["LARGEST_JSON", "decode_request", "encode_response", "unpacked"]
+
+LARGEST_JSON: Final = 4 << 20
+"""Bytes of JSON in a request: reading it holds up everybody else; bytes after it are as good as free."""
 
 _NUMBERS: Final = "fiu"  # kinds of numpy arrays
 _WINDOWS: Final = {"gzip": 31, "deflate": 15}  # of zlib
+_AS_BYTES: Final = "send images as binary data (binary_data_size), as tritonclient does by itself"
 
 
-def unpacked(body: bytes, encoding: str, most: int) -> bytes:
+def unpacked(body: bytes, encoding: str, header_length: str | None, most: int) -> bytes:
     """A body without its compression.
 
+    Args:
+        body: as it came.
+        encoding: its compression, as `Content-Encoding` tells it.
+        header_length: of the JSON, as `decode_request` takes it; None for all of the body.
+        most: bytes that a body may have; JSON alone may have no more than `LARGEST_JSON`.
+
     Raises:
-        RefusedError: it is compressed in another way, damaged, or larger than `most` bytes when unpacked.
+        RefusedError: it is compressed in another way, damaged, or larger than it may be when unpacked.
     """
     if encoding in ("", "identity"):
         return body
     if encoding not in _WINDOWS:
         raise RefusedError(415, f"expected a body that is plain, gzip or deflate, got {encoding!r}; send it as it is")
+    if header_length is None:
+        most = min(most, LARGEST_JSON)
     unpacker = zlib.decompressobj(_WINDOWS[encoding])
     try:
         plain = unpacker.decompress(body, most)
     except zlib.error as error:
         raise RefusedError(400, f"the body is no {encoding}: {error}; send it as it is") from error
     if unpacker.unconsumed_tail:
-        raise RefusedError(413, f"the unpacked body is larger than {most} bytes; send fewer images")
+        hint = f"{_AS_BYTES}, or fewer images" if header_length is None else "send fewer images"
+        raise RefusedError(413, f"the unpacked body is larger than {most} bytes; {hint}")
     if not unpacker.eof:
         raise RefusedError(400, f"the {encoding} body ends too early; send all of it")
     return plain
@@ -63,6 +77,8 @@ def decode_request(body: bytes, header_length: str | None, card: GuardCard) -> I
         RefusedError: the request is not what the protocol, or the guard, expects.
     """
     length = _length(header_length, len(body))
+    if length > LARGEST_JSON:
+        raise RefusedError(413, f"expected at most {LARGEST_JSON} bytes of JSON, got {length}; {_AS_BYTES}")
     try:
         content = orjson.loads(memoryview(body)[:length] if length < len(body) else body)
     except orjson.JSONDecodeError as error:
@@ -120,7 +136,7 @@ def _images(tensor: Mapping[str, Any], rest: memoryview, card: GuardCard) -> NDA
         raise RefusedError(400, "there is no shared memory with this server; send the tensor's data")
     size = parameters.get("binary_data_size")
     if size is None:
-        return reshaped(_numbers(tensor), shape)
+        return reshaped(_numbers(tensor, shape), shape)
     if type(size) is not int or size != len(rest):
         raise RefusedError(
             400,
@@ -132,12 +148,17 @@ def _images(tensor: Mapping[str, Any], rest: memoryview, card: GuardCard) -> NDA
     return reshaped(np.frombuffer(rest, dtype=dtype), shape)
 
 
-def _numbers(tensor: Mapping[str, Any]) -> NDArray[Any]:
+def _numbers(tensor: Mapping[str, Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The numbers of a tensor's JSON, nested or flat."""
     data = tensor.get("data")
     if not isinstance(data, list):
         raise RefusedError(
             400, f"expected 'data' to be a list of numbers, or binary_data_size, got a {type(data).__name__}"
+        )
+    count = math.prod(shape)
+    if len(data) not in (shape[0], count):
+        raise RefusedError(
+            400, f"expected {count} numbers for the shape {list(shape)}, flat or nested, got {len(data)} values"
         )
     try:
         values: NDArray[Any] = np.array(data)

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepfailguard.errors import GuardLostError
+from deepfailguard.serving import pictures
 from deepfailguard.serving.app import create_app, service_of
+from deepfailguard.serving.batching import Batcher
 from deepfailguard.serving.settings import ServerSettings
 from tests.serving_examples import CLASS_NAMES, GuardDouble, images_of
 
@@ -135,6 +138,31 @@ def test_a_large_picture_is_refused() -> None:
     assert "at most 100 pixels, got 30 x 20" in response.json()["error"]
 
 
+def test_a_picture_that_is_not_decoded_in_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, double = threading.Event(), GuardDouble()
+    monkeypatch.setattr(pictures, "decoded", lambda *_: gate.wait(60))
+    settings = dataclasses.replace(SETTINGS, deadline=0.05)
+    response = one("POST", "/predict", double, settings, content=png(), headers={"Content-Type": "image/png"})
+    gate.set()
+    assert response.status_code == 504
+    assert response.headers["retry-after"] == "1"
+    assert "not decoded within the deadline of 0.05 s" in response.json()["error"]
+    assert double.batches == []
+
+
+def test_what_decoding_took_is_not_left_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+    infer = Batcher.infer
+
+    async def told(self: Batcher, images: Any, client: str, seconds: float | None = None, gone: Any = None) -> Any:
+        given.append(seconds)
+        return await infer(self, images, client, seconds, gone)
+
+    monkeypatch.setattr(Batcher, "infer", told)
+    assert one("POST", "/predict", content=png(), headers={"Content-Type": "image/png"}).status_code == 200
+    assert [seconds is not None and 0 < seconds < SETTINGS.deadline for seconds in given] == [True]
+
+
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "image/png"])
 def test_tensors_of_another_type_are_refused(kind: str) -> None:
     response = one("POST", "/v2/models/guard/infer", content=b"{}", headers={"Content-Type": kind})
@@ -181,7 +209,7 @@ def test_while_the_guard_is_lost_that_is_told() -> None:
         raise GuardLostError("the guard's process ended")
 
     double.status = lost  # type: ignore[method-assign]
-    for path in ("/health", "/status", "/metrics"):
+    for path in ("/health", "/status"):
         answer = one("GET", path, double)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5"), path
         assert "process ended" in answer.json()["error"]

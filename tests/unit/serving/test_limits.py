@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfailguard.serving import limits
+from deepfailguard.serving.keys import client_of
 from deepfailguard.serving.limits import Door, Limits
 from deepfailguard.serving.refusing import RefusedError
 from deepfailguard.serving.settings import ServerSettings
@@ -271,3 +272,13 @@ def test_keys(path: str) -> None:
 @pytest.mark.parametrize("path", ["/", "/static/a.js", "/v2/health/live", "/v2/health/ready", "/metrics", "/docs"])
 def test_probes_and_pages_need_no_key(path: str) -> None:
     assert with_key()(path) == 200
+
+
+def test_a_key_tells_clients_apart_only_where_it_was_checked() -> None:
+    """Else a client would evade what each may ask at a time by making up keys."""
+    one, other = {"x-api-key": KEY}, {"authorization": f"Bearer {ADMIN}"}
+    assert client_of("::1", one, SETTINGS) == client_of("::1", other, SETTINGS) == client_of("::1", {}, SETTINGS)
+    assert client_of("::1", one, SETTINGS) != client_of("::2", one, SETTINGS)
+    only_admin = ServerSettings(admin_key=ADMIN)
+    assert client_of("::1", one, only_admin) == client_of("::1", other, only_admin)
+    assert client_of("::1", one, LOCKED) != client_of("::1", other, LOCKED)

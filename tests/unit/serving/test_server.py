@@ -1,5 +1,6 @@
 """Over real sockets: bodies without end, clients that go away, TLS, and stopping without losing a request."""
 
+import contextlib
 import dataclasses
 import datetime
 import http.client
@@ -10,7 +11,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from tritonclient.utils import InferenceServerException
 
 from deepfailguard.errors import ConfigurationError
 from deepfailguard.serving import http_protocol, limits
+from deepfailguard.serving.grpc_messages import SERVICE, message
+from deepfailguard.serving.http_protocol import BoundedProtocol
 from deepfailguard.serving.server import GuardServer, open_port
 from deepfailguard.serving.settings import Listening, ServerSettings
 from tests.serving_examples import GuardDouble, images_of, serving
@@ -143,6 +146,31 @@ def test_who_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
             assert came == b""
         with httpx.Client() as client:
             assert client.get(f"http://127.0.0.1:{server.port}/v2/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n"], ids=["while it is written to", "while it is closed"])
+def test_who_does_not_read_is_sent_away(
+    said: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(http_protocol, "_UNREAD_SECONDS", 0.05)
+    gone: list[BoundedProtocol] = []
+    lost = BoundedProtocol.connection_lost
+
+    def see(self: BoundedProtocol, exc: Exception | None) -> None:
+        lost(self, exc)
+        gone.append(self)
+
+    monkeypatch.setattr(BoundedProtocol, "connection_lost", see)
+    with serving(GuardDouble(), SETTINGS) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", server.port))
+        connection.settimeout(30)
+        with contextlib.suppress(OSError):  # it may be over before all is asked
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 400 + said)
+        until(lambda: gone)
+        assert gone[0]._unread is None
+        assert post(server).status_code == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_what_is_no_http_is_refused() -> None:
@@ -288,6 +316,56 @@ def test_grpc_needs_the_key_too() -> None:
         for headers in ({"x-api-key": KEY}, {"authorization": f"Bearer {KEY}"}):
             assert client.get_model_metadata("guard", headers=headers).name == "guard"
         client.close()
+
+
+@contextlib.contextmanager
+def channel_of(settings: ServerSettings) -> Iterator[Any]:
+    """gRPC to a server, without a client that checks what is sent."""
+    with (
+        serving(GuardDouble(), settings, Listening(port=0, grpc_port=0)) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        yield channel
+
+
+def unsent(sent: threading.Event) -> Iterator[bytes]:
+    """A message that does not come."""
+    assert sent.wait(60)
+    yield b""
+
+
+def test_grpc_reads_no_message_without_the_key() -> None:
+    never = threading.Event()
+    with channel_of(dataclasses.replace(SETTINGS, key=KEY)) as channel:
+        for name in ("ModelInfer", "NoSuchMethod"):
+            with pytest.raises(grpc.RpcError) as error:
+                channel.stream_unary(f"/{SERVICE}/{name}")(unsent(never), timeout=30)
+            assert error.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        never.set()
+        ready = channel.unary_unary(f"/{SERVICE}/ServerReady", None, message("ServerReadyResponse").FromString)
+        assert ready(b"", timeout=30).ready
+
+
+def test_grpc_takes_as_many_calls_as_a_client_may_make_and_a_few() -> None:
+    with channel_of(dataclasses.replace(SETTINGS, per_client=2)) as channel:
+        live, never = channel.unary_unary(f"/{SERVICE}/ServerLive"), threading.Event()
+
+        def full() -> bool:
+            try:
+                live(b"", timeout=30)
+            except grpc.RpcError as error:
+                return bool(error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED)
+            return False
+
+        infer = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+        waiting = [infer.future(unsent(never)) for _ in range(17)]
+        assert not full()
+        waiting.append(infer.future(unsent(never)))
+        until(full)
+        for each in waiting:
+            each.cancel()
+        never.set()
+        until(lambda: not full())
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepfailguard.serving import tensor_bodies
 from deepfailguard.serving.answers import batch_of, part_of
 from deepfailguard.serving.refusing import RefusedError
-from deepfailguard.serving.tensor_bodies import decode_request, encode_response, unpacked
+from deepfailguard.serving.tensor_bodies import LARGEST_JSON, decode_request, encode_response, unpacked
 from deepfailguard.serving.tensors import OUTPUTS, input_tensors, output_tensors
 from tests.serving_examples import GuardDouble, images_of
 
@@ -95,6 +96,9 @@ MISTAKES = {
     "texts as numbers": (body(inputs=[tensor(datatype="BYTES")]), "got 'BYTES'; send FP32"),
     "no datatype": (body(inputs=[tensor(datatype=None)]), "got None; send FP32"),
     "too few numbers": (body(inputs=[tensor(data=[0.5])]), "expected 128 numbers .* got 1"),
+    "too few rows": (body(inputs=[tensor(data=IMAGES[:1].tolist())]), "expected 128 numbers .* got 1 values"),
+    "too many numbers": (body(inputs=[tensor(data=[0.5] * 129)]), "expected 128 numbers .* got 129 values"),
+    "numbers as rows": (body(inputs=[tensor(data=[0.5] * 2)]), "expected 128 numbers .* got 2"),
     "no numbers": (body(inputs=[tensor(data=None)]), "'data' to be a list of numbers, or binary_data_size"),
     "a text for numbers": (body(inputs=[tensor(data="0.5")]), "got a str"),
     "texts for numbers": (body(inputs=[tensor(data=["0.5"] * 128)]), "nothing but numbers"),
@@ -157,18 +161,48 @@ def test_a_deeply_nested_body_is_refused() -> None:
 def test_compressed_bodies(compress: Any, request: pytest.FixtureRequest) -> None:
     name = "gzip" if compress is gzip.compress else "deflate"
     plain = body()
-    assert unpacked(compress(plain), name, 1 << 20) == plain
-    assert unpacked(plain, "identity", 1 << 20) == plain
+    assert unpacked(compress(plain), name, None, 1 << 20) == plain
+    assert unpacked(plain, "identity", None, 1 << 20) == plain
     with pytest.raises(RefusedError, match="larger than 1000 bytes") as error:
-        unpacked(compress(bytes(10_000_000)), name, 1000)
+        unpacked(compress(bytes(10_000_000)), name, None, 1000)
     assert error.value.status == 413
     with pytest.raises(RefusedError, match="ends too early"):
-        unpacked(compress(plain)[:-9], name, 1 << 20)
+        unpacked(compress(plain)[:-9], name, None, 1 << 20)
     with pytest.raises(RefusedError, match=f"is no {name}"):
-        unpacked(b"not packed", name, 1 << 20)
+        unpacked(b"not packed", name, None, 1 << 20)
     with pytest.raises(RefusedError, match="plain, gzip or deflate") as error:
-        unpacked(plain, "br", 1 << 20)
+        unpacked(plain, "br", None, 1 << 20)
     assert error.value.status == 415
+
+
+def test_json_is_bounded_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_bodies.orjson, "loads", lambda _: pytest.fail("it was read"))
+    for content, length in ((bytes(LARGEST_JSON + 1), None), (bytes(LARGEST_JSON + 9), str(LARGEST_JSON + 1))):
+        error = refused(content, length)
+        assert error.status == 413
+        assert f"at most {LARGEST_JSON} bytes of JSON, got {LARGEST_JSON + 1}; send images as binary data" in error.text
+
+
+def test_json_is_bounded_while_it_is_unpacked() -> None:
+    packed = gzip.compress(bytes(LARGEST_JSON + 1))
+    with pytest.raises(RefusedError, match=f"larger than {LARGEST_JSON} bytes; send images as binary data") as error:
+        unpacked(packed, "gzip", None, 32 << 20)
+    assert error.value.status == 413
+    assert len(unpacked(packed, "gzip", "100", 32 << 20)) == LARGEST_JSON + 1
+    with pytest.raises(RefusedError, match=f"larger than {LARGEST_JSON} bytes; send fewer images"):
+        unpacked(packed, "gzip", "100", LARGEST_JSON)
+
+
+def test_bytes_may_be_more_than_json() -> None:
+    count = LARGEST_JSON // (64 * 4) + 1
+    content, length = binary(np.zeros((count, 1, 8, 8), np.float32), shape=[count, 1, 8, 8])
+    assert len(content) > LARGEST_JSON
+    assert len(decode_request(content, length, CARD).images) == count
+
+
+def test_numbers_that_are_not_those_of_the_shape_are_not_made_an_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_bodies.np, "array", lambda _: pytest.fail("they were"))
+    assert refused(body(inputs=[tensor(data=[0.5] * 1000)])).status == 400
 
 
 def test_what_is_encoded_can_be_read_back() -> None:
