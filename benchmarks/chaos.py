@@ -49,7 +49,6 @@ def main() -> None:
     """Break versions, print, and write what was asked for."""
     options = arguments()
     torch.set_num_threads(1)
-    logging.getLogger("deepfailguard.runtime").setLevel(logging.ERROR)  # it tells each of the faults
     plan = plan_for(options.seed)
     runs: dict[str, ClassRun] = {}
     try:
@@ -152,4 +151,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    logging.getLogger("deepfailguard.runtime").setLevel(logging.ERROR)  # it tells each of the faults
     main()

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import reporting
 from benchmarks.bounds import thresholds
 from benchmarks.cascade import CODE
-from benchmarks.decisions import keeping
-from benchmarks.decisions.keeping import JOINT, digest_of_code, kept_or_made
+from benchmarks.decisions.keeping import JOINT, kept_or_made
+from benchmarks.reporting import digest_of_code
 from deepfailguard.store import TensorFile
 
 
@@ -49,7 +50,7 @@ def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", [*JOINT, *CODE])
 def test_the_code_that_is_known_exists(pattern: str) -> None:
-    assert list(keeping._ROOT.glob(pattern))
+    assert list(reporting._ROOT.glob(pattern))
     assert digest_of_code(pattern) != digest_of_code()
 
 

@@ -155,7 +155,7 @@ def test_a_guard_that_cannot_be_loaded_says_why(order: GuardOrder, tmp_path: Pat
 def test_a_status_is_told_while_the_guard_computes_and_a_hang_is_noticed_without_questions(
     order: GuardOrder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard_process, "_GRACE", 0.5)
+    monkeypatch.setattr(guard_process, "_GRACE", 3.0)
     monkeypatch.setattr(guard_process, "_IDLE", 0.05)
     with GuardProcess(replace(order, state=None)) as process:
         before = process.pid
