@@ -12,6 +12,7 @@ import http.client
 import io
 import os
 import platform
+import random
 import shutil
 import sys
 import threading
@@ -93,19 +94,16 @@ def main() -> None:
 @contextmanager
 def traffic(server: Server, subject: Subject) -> Iterator[None]:
     """Two clients that send pictures while it is entered."""
-    stop, contents = threading.Event(), [png_of(subject, number) for number in range(64)]
+    stop, contents = threading.Event(), [png_of(subject, number) for number in range(len(subject.images))]
 
-    def ask(first: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONGEST)
-        number = first
-        while not stop.wait(PAUSE):
-            body = contents[number % len(contents)]
-            connection.request("POST", "/predict", body, {"Content-Type": "image/png"})
+    def ask(seed: int) -> None:
+        connection, draw = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONGEST), random.Random(seed)
+        while not stop.wait(PAUSE):  # in any order: the watch would notice that few come again and again
+            connection.request("POST", "/predict", draw.choice(contents), {"Content-Type": "image/png"})
             connection.getresponse().read()
-            number += 1
         connection.close()
 
-    clients = [threading.Thread(target=ask, args=(32 * number,), daemon=True) for number in range(2)]
+    clients = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(2)]
     for client in clients:
         client.start()
     try:
@@ -152,7 +150,13 @@ def browser() -> Iterator[WebDriver]:
     """A fresh one, as that of an operator who was called at night."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium")
-    for argument in ("--headless=new", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run"):
+    for argument in (
+        "--headless=new",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--no-first-run",
+        "--hide-scrollbars",
+    ):
         options.add_argument(argument)
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")
